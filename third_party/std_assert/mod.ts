@@ -1,0 +1,6 @@
+/**
+ * Deno's `@std/assert` from npm, so that the tests run where JSR cannot be reached. A workspace member takes precedence
+ * over the registry; the published package imports the real one.
+ */
+// @ts-types="./mod.d.ts"
+export * from "npm:deno-std@1.4.0/assert/mod.js";
