@@ -40,13 +40,13 @@ async function succeeds([program, ...args]: string[], env: Record<string, string
 async function privilege(): Promise<string[] | undefined> {
   if (Deno.build.os !== "linux") return undefined;
   if (Deno.uid() === 0) return [];
-  return await succeeds(["sudo", "-n", "true"]) ? ["sudo", "-n"] : undefined;
+  return await succeeds(["sh", "-c", "sudo -n true 2>/dev/null"]) ? ["sudo", "-n"] : undefined;
 }
 
 /** Installs Mesa's Vulkan driver with apt; whether that worked. */
 async function installDriver(): Promise<boolean> {
   const prefix = await privilege();
-  if (prefix === undefined || !await succeeds(["apt-get", "--version"])) return false;
+  if (prefix === undefined || !await succeeds(["sh", "-c", "command -v apt-get >/dev/null"])) return false;
   console.error(`No WebGPU adapter answers here: installing ${PACKAGES.join(" and ")} with apt-get`);
   // `env` carries the variable through sudo. A stale list of another repository need not stop the installation.
   const aptGet = [...prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"];
