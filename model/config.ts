@@ -5,7 +5,7 @@
  * @module
  */
 import { z } from "zod";
-import { checkJson, readPythonJson, UnsupportedModelError } from "./config_json.ts";
+import { checkJson, UnsupportedModelError } from "./config_json.ts";
 import { type MlxQuantization, parseQuantization } from "./quantization.ts";
 import { parseRope, type RopeConfig } from "./rope_config.ts";
 import { readJson, type Source } from "./source.ts";
@@ -17,18 +17,23 @@ export type ModelType = "qwen2" | "qwen3" | "llama";
 
 /** A decoder's shape. */
 export interface DecoderConfig {
+  /** Its family. */
   readonly modelType: ModelType;
   /** Width of the residual stream. */
   readonly hiddenSize: number;
   /** Width of the feed-forward layer. */
   readonly intermediateSize: number;
+  /** Decoder layers. */
   readonly numLayers: number;
   /** Query heads. */
   readonly numHeads: number;
   /** Key and value heads; divides `numHeads`. */
   readonly numKvHeads: number;
+  /** Features of a head; even. */
   readonly headDim: number;
+  /** Rows of the embedding. */
   readonly vocabSize: number;
+  /** What RMSNorm adds to the mean of squares. */
   readonly rmsNormEps: number;
   /** Whether the head is the embedding, transposed; then `lm_head` is ignored. */
   readonly tieWordEmbeddings: boolean;
@@ -44,11 +49,13 @@ export interface DecoderConfig {
   readonly mlpBias: boolean;
   /** Whether queries and keys are normalised per head before the rotation. */
   readonly qkNorm: boolean;
+  /** Its rotary position embedding. */
   readonly rope: RopeConfig;
   /** MLX's quantisation; see `quantizationOf`. */
   readonly quantization?: MlxQuantization;
   /** Ids that end a sequence; those of `generation_config.json` replace them. */
   readonly eosTokenIds: readonly number[];
+  /** The id that begins a sequence. */
   readonly bosTokenId?: number;
 }
 
@@ -184,12 +191,6 @@ export async function readConfig(source: Source): Promise<DecoderConfig> {
   const json = await readJson(source, "config.json");
   if (json === undefined) throw new Error(`Cannot load a model from ${source.name}: it has no config.json`);
   return parseConfig(json);
-}
-
-/** The `model_type` of a parsed `config.json`, whether supported or not; undefined where it has none. */
-export function modelTypeOf(json: unknown): string | undefined {
-  const type = (readPythonJson(json) as { model_type?: unknown } | null)?.model_type;
-  return typeof type === "string" ? type : undefined;
 }
 
 function checkModelType(modelType: string): ModelType {

@@ -9,6 +9,8 @@ import type { z } from "zod";
 /** A model, or a way of storing one, that is known and not supported (yet). */
 export class UnsupportedModelError extends Error {
   /**
+   * Words what is not supported.
+   *
    * @param modelType the config's `model_type`.
    * @param reason what is not supported, and what would be.
    */

@@ -21,6 +21,7 @@ export interface GenerationConfig {
   readonly repetitionPenalty?: number;
   /** Ids that end a sequence; empty where the file names none, and then config.json's count. */
   readonly eosTokenIds: readonly number[];
+  /** The most tokens to generate. */
   readonly maxNewTokens?: number;
   /** Whether to sample at all; greedy where false. */
   readonly doSample?: boolean;

@@ -7,7 +7,7 @@
 import { z } from "zod";
 
 /** What every kind of rotary embedding has. */
-interface RopeBase {
+export interface RopeBase {
   /** The base of the frequencies: theta^(-2i / rotaryDim). */
   readonly theta: number;
   /** How many features of a head turn; the rest pass through. */
@@ -16,18 +16,23 @@ interface RopeBase {
 
 /** Su et al. 2021, unscaled. */
 export interface DefaultRope extends RopeBase {
+  /** Tells the kinds apart. */
   readonly kind: "default";
 }
 
 /** Position interpolation (Chen et al. 2023): all frequencies divided by `factor`. */
 export interface LinearRope extends RopeBase {
+  /** Tells the kinds apart. */
   readonly kind: "linear";
+  /** How many times longer the context becomes. */
   readonly factor: number;
 }
 
 /** YaRN (Peng et al. 2023): low frequencies interpolated, high ones kept, cosines and sines scaled. */
 export interface YarnRope extends RopeBase {
+  /** Tells the kinds apart. */
   readonly kind: "yarn";
+  /** How many times longer the context becomes. */
   readonly factor: number;
   /** The context that the model was trained on before scaling. */
   readonly originalMaxPositionEmbeddings: number;
@@ -41,15 +46,21 @@ export interface YarnRope extends RopeBase {
   readonly attentionFactor?: number;
   /** DeepSeek's scale of the attention factor, used only with `mscaleAllDim`. */
   readonly mscale?: number;
+  /** The divisor that belongs to `mscale`. */
   readonly mscaleAllDim?: number;
 }
 
 /** Llama 3.1: long wavelengths divided by `factor`, short ones kept, a smooth passage between. */
 export interface Llama3Rope extends RopeBase {
+  /** Tells the kinds apart. */
   readonly kind: "llama3";
+  /** What long wavelengths' frequencies are divided by. */
   readonly factor: number;
+  /** Frequencies that turn less often than this within the original context are divided in full. */
   readonly lowFreqFactor: number;
+  /** Frequencies that turn more often than this are kept. */
   readonly highFreqFactor: number;
+  /** The context that the model was trained on before scaling. */
   readonly originalMaxPositionEmbeddings: number;
 }
 
@@ -84,7 +95,9 @@ const ROPE_KINDS = {
 
 /** What of the rest of the config a rotary embedding depends on. */
 export interface RopeSurroundings {
+  /** Features of a head. */
   readonly headDim: number;
+  /** The longest context as the config gives it. */
   readonly maxPositionEmbeddings: number;
   /** The config's own `rope_theta`, where `rope_parameters` has none. */
   readonly theta: number | undefined;

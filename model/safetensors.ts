@@ -33,6 +33,7 @@ export type SafetensorsDtype = keyof typeof DTYPE_BYTES;
 export interface TensorInfo {
   /** Its name, such as `model.layers.0.mlp.up_proj.weight`. */
   readonly name: string;
+  /** The type of its elements. */
   readonly dtype: SafetensorsDtype;
   /** Row-major; `[]` is a scalar. */
   readonly shape: readonly number[];
@@ -46,6 +47,7 @@ export interface TensorInfo {
 
 /** A parsed header. */
 export interface SafetensorsFile {
+  /** The file, as the source knows it. */
   readonly path: string;
   /** By name, in the order of the bytes. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
@@ -71,7 +73,11 @@ export type SafetensorsProblem =
 
 /** A malformed safetensors file, or an index that does not fit its files. */
 export class SafetensorsError extends Error {
-  /** @param problem which check failed. */
+  /**
+   * Words the problem of a file.
+   *
+   * @param problem which check failed.
+   */
   constructor(readonly problem: SafetensorsProblem, path: string, reason: string) {
     super(`Cannot load "${path}": ${reason}`);
     this.name = "SafetensorsError";

@@ -21,6 +21,7 @@ export interface HubFile {
 
 /** How far a file has come. */
 export interface DownloadProgress {
+  /** Its name in the repository. */
   readonly file: string;
   /** Bytes there, those of former tries included. */
   readonly received: number;

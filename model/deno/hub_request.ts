@@ -7,7 +7,11 @@ import type { HubEnvironment } from "./hub_cache.ts";
 
 /** A download that failed for good. */
 export class HubError extends Error {
-  /** @param status the server's answer, where there was one. */
+  /**
+   * Words a failure.
+   *
+   * @param status the server's answer, where there was one.
+   */
   constructor(message: string, readonly status?: number, options?: ErrorOptions) {
     super(message, options);
     this.name = "HubError";
@@ -16,7 +20,11 @@ export class HubError extends Error {
 
 /** A failure that may pass: a dropped connection, a busy server. */
 export class TransientError extends Error {
-  /** @param retryAfterMs how long the server asks us to wait. */
+  /**
+   * Words a failure.
+   *
+   * @param retryAfterMs how long the server asks us to wait.
+   */
   constructor(message: string, readonly retryAfterMs?: number, options?: ErrorOptions) {
     super(message, options);
     this.name = "TransientError";
