@@ -1,6 +1,6 @@
 /**
- * A checkpoint: the tensors of one safetensors file or of several shards under one map of names, read in bounded pieces, so
- * that loading a model never holds a second copy of its weights.
+ * A checkpoint: the tensors of one safetensors file or of several shards under one map of names, read in bounded
+ * pieces, so that loading a model never holds a second copy of its weights.
  *
  * @module
  */
@@ -36,8 +36,8 @@ const CHUNK_BYTES = 8 * 1024 * 1024;
  * Opens a checkpoint: the shards that `model.safetensors.index.json` names, else `model.safetensors`, else every
  * `model*.safetensors` there is. Files of other names belong to something else.
  *
- * @throws {SafetensorsError} if there is none, a file is malformed, two files have a tensor of the same name, or the index
- * names a file or tensor that is not there.
+ * @throws {SafetensorsError} if there is none, a file is malformed, two files have a tensor of the same name, or the
+ * index names a file or tensor that is not there.
  *
  * @example
  * ```ts

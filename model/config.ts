@@ -1,6 +1,6 @@
 /**
- * A decoder's shape, from the `config.json` of its checkpoint: one typed value for all families and for the spellings of
- * transformers 4 and 5, checked before anything is allocated by it.
+ * A decoder's shape, from the `config.json` of its checkpoint: one typed value for all families and for the spellings
+ * of transformers 4 and 5, checked before anything is allocated by it.
  *
  * @module
  */

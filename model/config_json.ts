@@ -1,6 +1,6 @@
 /**
- * The edge where a checkpoint's JSON files become typed values: what Python writes that JSON cannot say is read back, and a
- * schema's complaint becomes a sentence that names the field and its value.
+ * The edge where a checkpoint's JSON files become typed values: what Python writes that JSON cannot say is read back,
+ * and a schema's complaint becomes a sentence that names the field and its value.
  *
  * @module
  */
@@ -21,8 +21,8 @@ export class UnsupportedModelError extends Error {
 }
 
 /**
- * Removes the properties that are `null`, which Python's configs write for "absent", and turns `{"__float__": "Infinity"}`,
- * which they write for a number that JSON cannot hold, into that number.
+ * Removes the properties that are `null`, which Python's configs write for "absent", and turns `{"__float__":
+ * "Infinity"}`, which they write for a number that JSON cannot hold, into that number.
  */
 export function readPythonJson(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(readPythonJson);

@@ -1,5 +1,6 @@
 /**
- * A checkpoint on a web server, read by ranges with nothing but `fetch`: what a browser uses, and Deno for a plain address.
+ * A checkpoint on a web server, read by ranges with nothing but `fetch`: what a browser uses, and Deno for a plain
+ * address.
  *
  * @module
  */
@@ -139,7 +140,7 @@ class HttpSource implements Source {
   }
 }
 
-/** The total of `Content-Range: bytes 0-0/1234`; undefined where absent, unknown (`*`), or hidden from scripts by CORS. */
+/** The total of `Content-Range: bytes 0-0/1234`; undefined where absent, unknown (`*`) or hidden by CORS. */
 function contentRangeTotal(response: Response): number | undefined {
   const total = response.headers.get("content-range")?.match(/\/(\d+)$/)?.[1];
   return total === undefined ? undefined : Number(total);

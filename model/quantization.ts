@@ -1,6 +1,6 @@
 /**
- * How MLX says which matrices of a checkpoint are quantised and how: one setting for all, exceptions by module path, and for
- * modules without an entry the shapes of the tensors themselves. As mlx-lm 0.32 reads it.
+ * How MLX says which matrices of a checkpoint are quantised and how: one setting for all, exceptions by module path,
+ * and for modules without an entry the shapes of the tensors themselves. As mlx-lm 0.32 reads it.
  *
  * @module
  */

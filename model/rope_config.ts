@@ -168,7 +168,7 @@ function scaledRope(
   }
 }
 
-/** Defaults as transformers' `_compute_yarn_parameters` has them; a factor left out is the ratio of the two contexts. */
+/** Defaults as transformers' `_compute_yarn_parameters` has them; a factor left out is the contexts' ratio. */
 function yarnRope(base: RopeBase, fields: z.infer<typeof ROPE_KINDS.yarn>, maxPositionEmbeddings: number): YarnRope {
   const original = fields.original_max_position_embeddings ?? maxPositionEmbeddings;
   return {

@@ -1,6 +1,6 @@
 /**
- * The frequencies of rotary position embeddings, and their cosines and sines as a table. All in float64: angles computed in
- * float32 are off by 6e-4 near position 32,767, and the error goes straight into the attention scores.
+ * The frequencies of rotary position embeddings, and their cosines and sines as a table. All in float64: angles
+ * computed in float32 are off by 6e-4 near position 32,767, and the error goes straight into the attention scores.
  *
  * Formulas: Su et al. 2021 (RoPE), Chen et al. 2023 (linear), Peng et al. 2023 (YaRN), Llama 3.1; with the defaults of
  * transformers' `modeling_rope_utils.py`.
@@ -79,8 +79,8 @@ function llama3Frequency(frequency: number, rope: Llama3Rope): number {
 }
 
 /**
- * The table that the rotation reads: for each position and pair of features the cosine and the sine of the angle, with the
- * attention factor applied.
+ * The table that the rotation reads: for each position and pair of features the cosine and the sine of the angle, with
+ * the attention factor applied.
  *
  * @param positions how many positions, from 0 on.
  * @returns [positions, rotaryDim / 2, 2]: cosine, then sine.

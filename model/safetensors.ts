@@ -1,6 +1,7 @@
 /**
- * The safetensors format: 8 bytes of header length (little-endian u64), a JSON header that gives each tensor's dtype, shape
- * and place, then the tensors' bytes, back to back. Only the header is held in memory; tensors are read in pieces.
+ * The safetensors format: 8 bytes of header length (little-endian u64), a JSON header that gives each tensor's dtype,
+ * shape and place, then the tensors' bytes, back to back. Only the header is held in memory; tensors are read in
+ * pieces.
  *
  * Files come from anywhere, so everything the header says is checked against the file before it is believed.
  * Format: https://github.com/huggingface/safetensors#format
@@ -198,7 +199,8 @@ function parseEntry(path: string, name: string, entry: unknown, dataStart: numbe
   }
   const [begin, end] = offsets as [number, number];
   if (begin > end) return fail("tensor entry", `begins at byte ${begin} and ends before it, at ${end}`);
-  // A zero-sized dimension makes any other harmless; without it a product above 2^53 would be rounded, and no file has it.
+  // A zero-sized dimension makes any other harmless; without it a product above 2^53 would be rounded, and no file has
+  // it.
   const product = shape.includes(0) ? 0 : shape.reduce((elements, size) => elements * size, 1);
   const length = product * DTYPE_BYTES[dtype as SafetensorsDtype];
   if (!Number.isSafeInteger(length)) {

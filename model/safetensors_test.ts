@@ -3,7 +3,7 @@ import { openCheckpoint, readTensor, readTensorChunks, readTensorInto } from "./
 import { openSafetensors, SafetensorsError, type SafetensorsProblem } from "./safetensors.ts";
 import { memorySource } from "./source.ts";
 
-/** A safetensors file of that header, with the length that it says (or its own) and `dataBytes` counting bytes of data. */
+/** A safetensors file of that header, of its own or a lying length, and `dataBytes` bytes of data. */
 function file(header: unknown, dataBytes: number, headerBytes?: number): Uint8Array {
   const text = new TextEncoder().encode(typeof header === "string" ? header : JSON.stringify(header));
   const bytes = new Uint8Array(8 + text.length + dataBytes);
@@ -158,7 +158,10 @@ function random(seed: number): (below: number) => number {
   };
 }
 
-/** One to four edits, half of them of digits, so that much stays JSON and meets the later checks: a byte changed, a bit flipped, a digit changed, a cut, an insertion, a repeated piece. */
+/**
+ * One to four edits: a byte changed, a bit flipped, a digit changed, a cut, an insertion, a repeated piece. Half of them
+ * change digits, so that much stays JSON and meets the later checks.
+ */
 function mutate(original: Uint8Array, below: (limit: number) => number): Uint8Array {
   let bytes = original.slice();
   for (let edits = 1 + below(4); edits > 0 && bytes.length > 0; edits--) {

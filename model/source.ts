@@ -1,6 +1,6 @@
 /**
- * Where a checkpoint's bytes come from. The model floor reads files only through a {@link Source}, a range at a time, so
- * that the same loader serves a folder, a web server and a test's memory, in Deno and in a browser.
+ * Where a checkpoint's bytes come from. The model floor reads files only through a {@link Source}, a range at a time,
+ * so that the same loader serves a folder, a web server and a test's memory, in Deno and in a browser.
  *
  * @module
  */
@@ -25,8 +25,8 @@ export interface Source {
 }
 
 /**
- * Refuses a path that could leave its source: absolute, with a drive or scheme, or with `.`, `..` or empty segments. File
- * names reach us from downloaded JSON (a shard index), so every source calls this before it touches anything.
+ * Refuses a path that could leave its source: absolute, with a drive or scheme, or with `.`, `..` or empty segments.
+ * File names reach us from downloaded JSON (a shard index), so every source calls this before it touches anything.
  *
  * @throws {Error} for such a path.
  */

@@ -1,12 +1,14 @@
 /**
- * A checkpoint in a folder, read by ranges. The only way in which the model floor touches the file system, besides the hub.
+ * A checkpoint in a folder, read by ranges. The only way in which the model floor touches the file system, besides the
+ * hub.
  *
  * @module
  */
 import { checkPath, checkRange, shortRead, type Source } from "../source.ts";
 
 /**
- * A source of the files in a folder. Files are opened for each read and closed after it, so there is nothing to dispose of.
+ * A source of the files in a folder. Files are opened for each read and closed after it, so there is nothing to dispose
+ * of.
  *
  * @param folder a path; symbolic links in it are followed, as the hub's cache consists of them.
  *

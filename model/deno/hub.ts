@@ -29,7 +29,7 @@ export interface DownloadOptions {
 /** Files downloaded at a time. */
 const PARALLEL_FILES = 4;
 
-/** What loading a model reads, all of it at the repository's top; no PyTorch, ONNX or GGUF copies of the same weights. */
+/** What loading a model reads, all at the repository's top; no PyTorch, ONNX or GGUF copies of the same weights. */
 const WANTED = new RegExp(
   "^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template" +
     "|model\\.safetensors\\.index)\\.json$|^merges\\.txt$|^chat_template\\.jinja$|^model[^/]*\\.safetensors$",
@@ -43,8 +43,8 @@ export function isHubId(name: string): boolean {
 /**
  * Makes sure that a model is in the cache, and returns its folder.
  *
- * Everything already there is used as it is. Without the network, because of `HF_HUB_OFFLINE` or because the hub does not
- * answer, a complete model in the cache is good enough.
+ * Everything already there is used as it is. Without the network, because of `HF_HUB_OFFLINE` or because the hub does
+ * not answer, a complete model in the cache is good enough.
  *
  * @param id `org/name`.
  * @returns the snapshot's folder, for `fileSource`.
@@ -154,7 +154,7 @@ async function listFiles(context: HubContext, cached: boolean): Promise<Listing>
   return { commit: sha, files: files.sort((a, b) => a.size - b.size) };
 }
 
-/** For mirrors whose list has no sizes and hashes: the headers that the hub puts on the file itself, before any redirect. */
+/** For mirrors whose list has no sizes and hashes: the headers on the file itself, before any redirect. */
 async function headFile(context: HubContext, name: string): Promise<HubFile> {
   const { environment, id, revision } = context;
   const url = `${environment.endpoint}/${id}/resolve/${revision}/${encodeURIComponent(name)}`;

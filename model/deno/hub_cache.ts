@@ -117,8 +117,8 @@ export class ModelCache {
   }
 
   /**
-   * Whether a snapshot has what loading needs: a config, and the weights or every shard that its index names. Without the
-   * hub's list this is all that can be known.
+   * Whether a snapshot has what loading needs: a config, and the weights or every shard that its index names. Without
+   * the hub's list this is all that can be known.
    */
   async isComplete(commit: string): Promise<boolean> {
     const source = fileSource(this.snapshot(commit));

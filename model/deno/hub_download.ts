@@ -1,6 +1,6 @@
 /**
- * One file from the hub to the cache: resumed where a former try stopped, checked by size and hash, and visible under its
- * final name only when it is right.
+ * One file from the hub to the cache: resumed where a former try stopped, checked by size and hash, and visible under
+ * its final name only when it is right.
  *
  * @module
  */

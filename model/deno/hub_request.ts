@@ -144,7 +144,7 @@ export async function request(context: HubContext, url: string, init: RequestIni
   }
 }
 
-/** What a failed transfer comes to: an abort and a verdict stay as they are, everything else is a dropped connection. */
+/** What a failed transfer comes to: aborts and verdicts stay as they are, all else is a dropped connection. */
 export function asTransient(context: HubContext, url: string, error: unknown): unknown {
   if (context.signal?.aborted) return context.signal.reason;
   if (error instanceof HubError || error instanceof TransientError) return error;

@@ -157,7 +157,8 @@ Deno.test("download: a hub that does not answer is no harm to a cached model", a
 Deno.test("dropped connections are resumed from where they broke", async () => {
   await using hub = new FakeHub((_, path, count) => {
     if (!isWeights(path) || count > 5) return undefined;
-    return drop(WEIGHTS, (count - 1) * 50_000, count * 50_000); // five drops, more than the three tries without progress
+    // Five drops: more than the three tries that may bring nothing.
+    return drop(WEIGHTS, (count - 1) * 50_000, count * 50_000);
   });
   await assertWhole(await hub.download());
   const ranges = hub.requests.filter((entry) => entry.includes("/model.safetensors")).map((entry) =>
