@@ -1,0 +1,511 @@
+/**
+ * Causal attention over a paged cache, for any mix of prefill and decode rows.
+ *
+ * The tokens of a batch lie flat: the queries of sequence b are rows queryStart[b] to queryStart[b + 1], and they are the
+ * last of its contextLens[b] positions. The key at position p of sequence b is row
+ * blockTables[b][p / blockSize] * blockSize + p % blockSize of the pool (Kwon et al. 2023, "PagedAttention"). Heads share keys
+ * in groups (Ainslie et al. 2023, "GQA"). The softmax is online (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention");
+ * `flash_reference.ts` tells it in plain TypeScript.
+ *
+ * **One order of summation.** A row's context is cut at positions 0, 128, 256 and so on. Each tile of 128 keys is computed
+ * from zero with its own maximum, key after key, and tiles are merged in order: a row's result depends on its own context
+ * alone, bit for bit, whatever the batch, the number of queries that share a workgroup, or how tiles are dealt to workgroups.
+ * A key that a row does not see adds exactly 0. No value is left for a compiler to contract differently: products are
+ * added by `fma`, and the exponent's scale is applied after the maximum is subtracted.
+ *
+ * @module
+ */
+import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
+import { bytesPerElement, isFloat } from "../tensor/dtype.ts";
+import {
+  type Caps,
+  dimWgsl,
+  type Kernel,
+  type KernelCall,
+  type KernelSource,
+  type TensorType,
+} from "../tensor/kernel.ts";
+import { kernelNode, type Node } from "../tensor/node.ts";
+
+/** Parameters of paged attention. */
+export interface PagedAttentionParams {
+  /** Tokens of a block: a power of two. */
+  readonly blockSize: number;
+  /** Factor on scores, above 0: 1 / sqrt(headDim) nearly everywhere. */
+  readonly scale: number;
+  /** Queries that share a workgroup; chosen by device and batch unless given. It changes speed, never results. */
+  readonly queries?: 1 | 2 | 4 | 8;
+}
+
+/** Keys of a tile: part of the order of summation, so the same on every device. */
+const TILE = 128;
+
+/** Stands for minus infinity; a difference of two such, scaled, stays finite. */
+const LOWEST = "-1e37";
+
+/** Sizes of a call. */
+interface Sizes {
+  readonly rows: Dim;
+  readonly sequences: Dim;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly maxBlocks: number;
+}
+
+/** How a workgroup's work is laid out. */
+interface Layout {
+  /** Queries of a workgroup. */
+  readonly queries: number;
+  /** Workgroups that share a key head, each with `headsPerPart` query heads. */
+  readonly parts: number;
+  readonly headsPerPart: number;
+  /** Pairs of query and head: each has its scores, its maximum and its sum. */
+  readonly lines: number;
+  /** Features of one load, and loads of a head. */
+  readonly width: 1 | 2 | 4;
+  readonly chunks: number;
+  readonly lanes: number;
+  /** Keys that a lane scores together, and lines that share their loads. */
+  readonly keysPerStep: number;
+  readonly linesPerStep: number;
+  /** Values: a lane sums `linesPerLane` lines of `slots` chunks; `groups` lanes share a chunk. */
+  readonly groups: number;
+  readonly linesPerLane: number;
+  readonly slots: number;
+}
+
+function sizesOf({ inputs }: KernelCall<PagedAttentionParams>): Sizes {
+  const [rows, heads, headDim] = inputs[0]!.shape as [Dim, number, number];
+  const [sequences, maxBlocks] = inputs[5]!.shape as [Dim, number];
+  return { rows, sequences, heads, kvHeads: inputs[1]!.shape[1] as number, headDim, maxBlocks };
+}
+
+/** Queries that share a workgroup. A CPU gains nothing by sharing; a GPU reads keys once for all of them. */
+function queriesOf(params: PagedAttentionParams, rows: Dim, headsPerPart: number, caps: Caps): number {
+  const wanted = params.queries ?? (caps.cpu || maxOf(rows) <= 16 ? 1 : 8);
+  const greatest = Math.floor((Math.min(caps.workgroupMemory, 16384) - 1024) / (4 * TILE + 64) / headsPerPart);
+  return Math.max(1, 2 ** Math.floor(Math.log2(Math.min(wanted, Math.max(1, greatest)))));
+}
+
+function layoutOf(call: KernelCall<PagedAttentionParams>, caps: Caps): Layout {
+  const { rows, heads, kvHeads, headDim } = sizesOf(call), group = heads / kvHeads;
+  let parts = 1;
+  while (group % parts !== 0 || group / parts > 8) parts++;
+  const headsPerPart = group / parts,
+    queries = queriesOf(call.params, rows, headsPerPart, caps),
+    lines = queries * headsPerPart;
+  const width = headDim % 4 === 0 ? 4 : headDim % 2 === 0 ? 2 : 1, chunks = headDim / width;
+  // Lanes of a CPU run one subgroup after the other: few lanes with much work each need no waiting.
+  const lanes = caps.cpu ? (chunks <= 16 ? 8 : chunks <= 32 ? 16 : 32) : TILE;
+  const possible = caps.cpu ? 1 : Math.max(1, Math.min(lines, Math.floor(lanes / chunks)));
+  const linesPerLane = Math.ceil(lines / possible), groups = Math.ceil(lines / linesPerLane);
+  return {
+    queries,
+    parts,
+    headsPerPart,
+    lines,
+    width,
+    chunks,
+    lanes,
+    keysPerStep: Math.min(4, TILE / lanes),
+    linesPerStep: caps.cpu ? 4 : 8,
+    groups,
+    linesPerLane,
+    slots: Math.ceil(chunks * groups / lanes),
+  };
+}
+
+const repeat = (count: number, text: (i: number) => string): string =>
+  Array.from({ length: count }, (_, i) => text(i)).join("");
+
+/**
+ * WGSL that finds the workgroup's sequence and rows: `sequence`, `first`, `count` rows, and how many keys the first of them
+ * sees. Sequence b has tiles from floor(queryStart[b] / queries) + b on, which leaves room for all its rows and can
+ * be searched without a table. Behind the last sequence come the rows that are padding: they see no key.
+ */
+function rowsWgsl({ queries }: Layout, { rows, sequences }: Sizes): string {
+  const shift = Math.log2(queries);
+  const tileOf = (b: string) =>
+    queries === 1 ? `u32(query_start(${b}))` : `(u32(query_start(${b})) >> ${shift}u) + ${b}`;
+  return `
+  let tile = workgroup.z * groups.x + workgroup.x;
+  let sequences = ${dimWgsl(sequences)};
+  let rows = ${dimWgsl(rows)};
+  var sequence = 0u;
+  var beyond = sequences + 1u;
+  while (beyond - sequence > 1u) {
+    let middle = (sequence + beyond) >> 1u;
+    if (${tileOf("middle")} <= tile) { sequence = middle; } else { beyond = middle; }
+  }
+  let start = u32(query_start(sequence));
+  var end = rows;
+  var context = 0;
+  if (sequence < sequences) {
+    end = u32(query_start(sequence + 1u));
+    context = context_lens(sequence);
+  }
+  let first = start + (tile - (${tileOf("sequence")})) * ${queries}u;
+  if (first >= end) { return; }
+  let count = min(${queries}u, end - first);
+  var seen = -${queries};
+  if (sequence < sequences) { seen = context - i32(end - first) + 1; }
+  let key_end = u32(max(seen + i32(count) - 1, 0));`;
+}
+
+/** WGSL of a step of scores: `linesPerStep` lines against `keysPerStep` keys of a lane. */
+function scoreStep(from: number, layout: Layout, heads: number): string {
+  const { lines, chunks, width, headsPerPart, keysPerStep } = layout, to = Math.min(lines, from + layout.linesPerStep);
+  const vector = width === 1 ? "f32" : `vec${width}f`;
+  const each = (text: (line: number) => string) => repeat(to - from, (i) => text(from + i));
+  const keys = (text: (key: number) => string) => repeat(keysPerStep, text);
+  const sum = (name: string) =>
+    width === 4 ? `(${name}.x + ${name}.y) + (${name}.z + ${name}.w)` : width === 2 ? `${name}.x + ${name}.y` : name;
+  const unroll = chunks % 4 === 0 ? 4 : chunks % 2 === 0 ? 2 : 1;
+  const row = (line: number) => {
+    const query = Math.floor(line / headsPerPart);
+    return `let q${line} = ((first + ${query === 0 ? "0u" : `min(${query}u, count - 1u)`}) * ${heads}u + first_head + ${
+      line % headsPerPart
+    }u) * ${chunks}u;`;
+  };
+  return `{
+      ${each(row)}
+      ${each((line) => keys((key) => `var s${line}_${key} = ${vector}(0.0); `))}
+      for (var d = 0u; d < ${chunks}u; d += ${unroll}u) {
+        ${
+    repeat(unroll, (u) =>
+      `{
+          ${keys((key) => `let k${key} = keys(address${key} + d + ${u}u); `)}
+          ${
+        each((line) =>
+          `{ let qd = q(q${line} + d + ${u}u); ${
+            keys((key) => `s${line}_${key} = fma(qd, k${key}, s${line}_${key}); `)
+          }}
+          `
+        )
+      }
+        }`)
+  }
+      }
+      ${
+    each((line) => {
+      const query = Math.floor(line / headsPerPart);
+      return keys((key) =>
+        `{
+        let score = select(${LOWEST}, ${sum(`s${line}_${key}`)}, i32(key${key}) < seen + ${query} && ${query}u < count);
+        scores[${line * TILE}u + key${key} - t0] = score;
+        maximum${line} = max(maximum${line}, score);
+      }
+      `
+      );
+    })
+  }
+    }`;
+}
+
+/** WGSL of a tile's scores: a lane takes keys `lane`, `lane + lanes` and so on, and keeps each line's maximum over them. */
+function scoresWgsl(layout: Layout, sizes: Sizes, blockSize: number): string {
+  const { lines, lanes, keysPerStep, chunks, linesPerStep } = layout, shift = Math.log2(blockSize);
+  const span = lanes * keysPerStep;
+  const address = (key: number) => `
+      let key${key} = t0 + step + ${key * lanes}u + lane;
+      let clamped${key} = min(key${key}, key_end - 1u);
+      let block${key} = u32(max(block_tables(sequence * ${sizes.maxBlocks}u + (clamped${key} >> ${shift}u)), 0));
+      let address${key} = (((block${key} << ${shift}u) + (clamped${key} & ${
+    blockSize - 1
+  }u)) * ${sizes.kvHeads}u + kv_head) * ${chunks}u;
+      addresses[key${key} - t0] = address${key};`;
+  return `
+    ${repeat(lines, (line) => `var maximum${line} = ${LOWEST}; `)}
+    for (var step = 0u; step < ${TILE}u && t0 + step < key_end; step += ${span}u) {
+      ${repeat(keysPerStep, address)}
+      ${repeat(Math.ceil(lines / linesPerStep), (i) => scoreStep(i * linesPerStep, layout, sizes.heads))}
+    }`;
+}
+
+/** WGSL that turns the lanes' maxima of each line into `tile_maximum[line]`. A maximum is exact in any order. */
+function maximaWgsl({ lines, lanes }: Layout, caps: Caps): string {
+  if (!caps.subgroups) {
+    return `
+    workgroupBarrier();
+    for (var line = lane; line < ${lines}u; line += ${lanes}u) {
+      var greatest = ${LOWEST};
+      for (var j = 0u; j < n; j++) { greatest = max(greatest, scores[line * ${TILE}u + j]); }
+      tile_maximum[line] = greatest;
+    }
+    workgroupBarrier();`;
+  }
+  const subgroups = Math.max(1, lanes / caps.subgroupSize);
+  return `
+    ${
+    repeat(lines, (line) =>
+      `{
+      let greatest = subgroupMax(maximum${line});
+      if (subgroupLane == 0u) { subgroup_maximum[${line * subgroups}u + subgroup] = greatest; }
+    }
+    `)
+  }
+    workgroupBarrier();
+    for (var line = lane; line < ${lines}u; line += ${lanes}u) {
+      var greatest = subgroup_maximum[line * ${subgroups}u];
+      ${repeat(subgroups - 1, (i) => `greatest = max(greatest, subgroup_maximum[line * ${subgroups}u + ${i + 1}u]);`)}
+      tile_maximum[line] = greatest;
+    }
+    workgroupBarrier();`;
+}
+
+/** WGSL that turns scores into exp(score - maximum). Every lane takes the keys that it scored. */
+function weightsWgsl({ lines, lanes }: Layout, exponent: number): string {
+  return `
+    ${repeat(lines, (line) => `let greatest${line} = tile_maximum[${line}]; `)}
+    for (var j = lane; j < padded; j += ${lanes}u) {
+      ${
+    repeat(lines, (line) =>
+      `{
+        let score = scores[${line * TILE}u + j];
+        scores[${line * TILE}u + j] = select(0.0, exp2((score - greatest${line}) * ${exponent}), score > ${LOWEST});
+      }
+      `)
+  }
+    }`;
+}
+
+/** Each of a lane's sums: line `i` of its group, chunk `slot`. */
+function eachSum({ linesPerLane, slots }: Layout, text: (i: number, slot: number) => string): string {
+  return repeat(linesPerLane, (i) => repeat(slots, (slot) => text(i, slot)));
+}
+
+/** WGSL that adds a tile's values to the lane's sums and merges them into what came before. */
+function valuesWgsl(layout: Layout, exponent: number): string {
+  const { linesPerLane, slots, width } = layout, vector = width === 1 ? "f32" : `vec${width}f`;
+  const each = (text: (i: number) => string) => repeat(linesPerLane, text);
+  const key = (u: number) =>
+    `{
+        let address = addresses[j + ${u}u];
+        ${repeat(slots, (slot) => `let v${slot} = values(address + chunk${slot}); `)}
+        ${
+      each((i) =>
+        `let p${i} = scores[line${i} * ${TILE}u + j + ${u}u]; tile_sum${i} += p${i};
+        ${repeat(slots, (slot) => `tile_value${i}_${slot} = fma(${vector}(p${i}), v${slot}, tile_value${i}_${slot}); `)}
+        `
+      )
+    }
+      }
+      `;
+  return `
+    ${each((i) => `var tile_sum${i} = 0.0; `)}
+    ${eachSum(layout, (i, slot) => `var tile_value${i}_${slot} = ${vector}(0.0); `)}
+    for (var j = 0u; j < padded; j += 4u) {
+      ${repeat(4, key)}
+    }
+    ${
+    each((i) =>
+      `{
+      let tile_greatest = tile_maximum[line${i}];
+      let next = max(greatest_so_far${i}, tile_greatest);
+      let before = exp2((greatest_so_far${i} - next) * ${exponent});
+      let now = exp2((tile_greatest - next) * ${exponent});
+      greatest_so_far${i} = next;
+      sum${i} = fma(sum${i}, before, tile_sum${i} * now);
+      ${
+        repeat(slots, (slot) =>
+          `value${i}_${slot} = fma(value${i}_${slot}, ${vector}(before), tile_value${i}_${slot} * now); `)
+      }
+    }
+    `
+    )
+  }`;
+}
+
+/** WGSL that divides by the sums and stores: rows that saw no key give zeros. */
+function storeWgsl(layout: Layout, { heads }: Sizes): string {
+  const { chunks, lines, groups, lanes, headsPerPart, linesPerLane, slots } = layout;
+  const exact = groups * linesPerLane === lines, full = slots * lanes === chunks * groups;
+  return eachSum(layout, (i, slot) => `
+  {
+    let query = line${i} / ${headsPerPart}u;
+    if (${exact ? "" : `group * ${linesPerLane}u + ${i}u < ${lines}u && `}${
+    full ? "" : `lane + ${slot * lanes}u < ${chunks * groups}u && `
+  }query < count) {
+      let head = first_head + line${i} - query * ${headsPerPart}u;
+      let weight = select(0.0, 1.0 / max(sum${i}, 1e-37), sum${i} > 0.0);
+      store_attended(((first + query) * ${heads}u + head) * ${chunks}u + chunk${slot}, value${i}_${slot} * weight);
+    }
+  }`);
+}
+
+function wgsl(call: KernelCall<PagedAttentionParams>, caps: Caps): KernelSource {
+  const layout = layoutOf(call, caps), sizes = sizesOf(call), { blockSize, scale } = call.params;
+  const { lines, lanes, width, chunks, groups, linesPerLane, slots, parts, headsPerPart } = layout;
+  const exponent = scale * Math.LOG2E, vector = width === 1 ? "f32" : `vec${width}f`;
+  const subgroups = caps.subgroups ? Math.max(1, lanes / caps.subgroupSize) : 0;
+  const line = (i: number) =>
+    groups === 1 ? `let line${i} = ${i}u; ` : `let line${i} = min(group * ${linesPerLane}u + ${i}u, ${lines - 1}u); `;
+  const chunk = (slot: number) =>
+    `let chunk${slot} = min(lane + ${slot * lanes}u${groups === 1 ? "" : ` - group * ${chunks}u`}, ${chunks - 1}u); `;
+  const queryBytes = maxOf(sizes.rows) * sizes.heads * sizes.headDim * 4;
+  const uniform = caps.cpu && width === 4 && call.inputs[0]!.dtype === "f32" && queryBytes <= caps.maxUniformBinding;
+  return {
+    inputs: [
+      { name: "q", width, uniform },
+      { name: "keys", width },
+      { name: "values", width },
+      { name: "query_start" },
+      { name: "context_lens" },
+      { name: "block_tables" },
+    ],
+    outputs: [{ name: "attended", width }],
+    workgroupSize: [lanes, 1, 1],
+    subgroups: caps.subgroups,
+    declarations: `
+var<workgroup> scores: array<f32, ${lines * TILE}>;
+var<workgroup> addresses: array<u32, ${TILE}>;
+var<workgroup> tile_maximum: array<f32, ${lines}>;
+${subgroups > 0 ? `var<workgroup> subgroup_maximum: array<f32, ${lines * subgroups}>;` : ""}`,
+    main: `${rowsWgsl(layout, sizes)}
+  let kv_head = workgroup.y / ${parts}u;
+  let first_head = workgroup.y * ${headsPerPart}u;
+  let group = ${groups === 1 ? "0u" : `min(lane / ${chunks}u, ${groups - 1}u)`};
+  ${repeat(linesPerLane, line)}
+  ${repeat(slots, chunk)}
+  ${repeat(linesPerLane, (i) => `var greatest_so_far${i} = ${LOWEST}; var sum${i} = 0.0; `)}
+  ${eachSum(layout, (i, slot) => `var value${i}_${slot} = ${vector}(0.0); `)}
+  for (var t0 = 0u; t0 < key_end; t0 += ${TILE}u) {
+    let n = min(${TILE}u, key_end - t0);
+    let padded = (n + 3u) & ~3u;
+    ${scoresWgsl(layout, sizes, blockSize)}
+    ${maximaWgsl(layout, caps)}
+    ${weightsWgsl(layout, exponent)}
+    workgroupBarrier();
+    ${valuesWgsl(layout, exponent)}
+    workgroupBarrier();
+  }
+  ${storeWgsl(layout, sizes)}`,
+  };
+}
+
+/** Softmax over the keys a query sees, then the weighted mean of their values, in float64. */
+function reference(call: KernelCall<PagedAttentionParams>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
+  const [q, keys, values, queryStart, contextLens, blockTables] = inputs as [
+    ArrayLike<number>,
+    ArrayLike<number>,
+    ArrayLike<number>,
+    ArrayLike<number>,
+    ArrayLike<number>,
+    ArrayLike<number>,
+  ];
+  const { heads, kvHeads, headDim, maxBlocks } = sizesOf(call), { blockSize, scale } = call.params;
+  const attended = new Float64Array(q.length);
+  for (let b = 0; b < contextLens.length; b++) {
+    const start = queryStart[b]!, end = queryStart[b + 1]!;
+    const rowOf = (p: number) => blockTables[b * maxBlocks + Math.floor(p / blockSize)]! * blockSize + p % blockSize;
+    for (let row = start; row < end; row++) {
+      const seen = contextLens[b]! - (end - row) + 1;
+      for (let head = 0; head < heads; head++) {
+        const at = (row * heads + head) * headDim, kvHead = Math.floor(head / (heads / kvHeads));
+        const scores = Array.from({ length: Math.max(0, seen) }, (_, p) => {
+          const key = (rowOf(p) * kvHeads + kvHead) * headDim;
+          let score = 0;
+          for (let d = 0; d < headDim; d++) score += q[at + d]! * keys[key + d]!;
+          return score * scale;
+        });
+        const greatest = scores.reduce((a, b) => Math.max(a, b), -Infinity);
+        const weights = scores.map((score) => Math.exp(score - greatest));
+        const sum = weights.reduce((a, b) => a + b, 0);
+        weights.forEach((weight, p) => {
+          const value = (rowOf(p) * kvHeads + kvHead) * headDim;
+          for (let d = 0; d < headDim; d++) attended[at + d]! += weight / sum * values[value + d]!;
+        });
+      }
+    }
+  }
+  return [attended];
+}
+
+function infer(inputs: readonly TensorType[], { blockSize, scale }: PagedAttentionParams): TensorType[] {
+  const [q, keys, values, queryStart, contextLens, blockTables] = inputs;
+  const [rows, heads, headDim] = q?.shape as [Dim, number, number];
+  if (!q || q.shape.length !== 3 || !isFloat(q.dtype)) {
+    throw new Error("Cannot attend: q has to be floats [T, heads, headDim]");
+  }
+  for (const pool of [keys, values]) {
+    if (!pool || pool.shape.length !== 3 || !isFloat(pool.dtype) || pool.shape[2] !== headDim) {
+      throw new Error(
+        `Cannot attend: pools have to be floats [slots, kvHeads, ${headDim}], not ${pool && formatShape(pool.shape)}`,
+      );
+    }
+  }
+  if (heads % (keys!.shape[1] as number) !== 0 || keys!.shape[1] !== values!.shape[1]) {
+    throw new Error(`Cannot attend: ${heads} query heads do not share ${keys!.shape[1]} key heads evenly`);
+  }
+  for (
+    const [name, tensor, rank] of [["queryStart", queryStart, 1], ["contextLens", contextLens, 1], [
+      "blockTables",
+      blockTables,
+      2,
+    ]] as const
+  ) {
+    if (tensor?.dtype !== "i32" || tensor.shape.length !== rank) {
+      throw new Error(`Cannot attend: ${name} has to be i32 of rank ${rank}`);
+    }
+  }
+  if (Math.log2(blockSize) % 1 !== 0) throw new Error(`Cannot attend: block size ${blockSize} is no power of two`);
+  if (!(scale > 0)) throw new Error(`Cannot attend: scale ${scale} is not above 0`);
+  return [{ dtype: "f32", shape: [rows, heads * headDim] }];
+}
+
+/** Paged attention as a kernel: q, keys, values, queryStart, contextLens, blockTables to [T, heads * headDim] f32. */
+export const pagedAttentionKernel: Kernel<PagedAttentionParams> = {
+  name: "paged_attention",
+  infer,
+  wgsl,
+  grid(call, caps, resolve) {
+    const { queries, parts } = layoutOf(call, caps),
+      { rows, sequences, kvHeads } = sizesOf(call),
+      count = resolve(rows);
+    const tiles = queries === 1 ? count : count === 0 ? 0 : Math.floor(count / queries) + resolve(sequences) + 1;
+    const x = Math.min(tiles, 65535);
+    return [x, kvHeads * parts, x === 0 ? 0 : Math.ceil(tiles / x)];
+  },
+  reference,
+  cost(call, caps, resolve) {
+    // How long contexts are is not known here: blocks of the tables count as full, and a row sees all of them.
+    const { rows, sequences, heads, kvHeads, headDim, maxBlocks } = sizesOf(call),
+      context = maxBlocks * call.params.blockSize;
+    const pools = kvHeads * headDim *
+      (bytesPerElement(call.inputs[1]!.dtype, caps.f16) + bytesPerElement(call.inputs[2]!.dtype, caps.f16));
+    return {
+      flops: 4 * resolve(rows) * heads * headDim * context,
+      bytes: resolve(sequences) * context * pools + 8 * resolve(rows) * heads * headDim,
+    };
+  },
+};
+
+/** Where each sequence's queries and keys are, all i32. */
+export interface AttentionBatch {
+  /** [B + 1]: first row of each sequence's queries, then the number of rows that are no padding. */
+  readonly queryStart: Node;
+  /** [B]: positions of each sequence, its queries among them. */
+  readonly contextLens: Node;
+  /** [B, maxBlocks]: the blocks of each sequence. */
+  readonly blockTables: Node;
+}
+
+/**
+ * Causal attention of any mix of prefill and decode rows over a paged cache. Rows behind the last sequence give zeros.
+ *
+ * @param q [T, heads, D] f32 or f16.
+ * @param keys [numBlocks * blockSize, kvHeads, D] f16 or f32, the version that holds this step's keys.
+ * @param values Of the same shape.
+ * @returns [T, heads * D] f32.
+ */
+export function pagedAttention(
+  q: Node,
+  keys: Node,
+  values: Node,
+  batch: AttentionBatch,
+  params: PagedAttentionParams,
+): Node {
+  const { queryStart, contextLens, blockTables } = batch;
+  return kernelNode(pagedAttentionKernel, [q, keys, values, queryStart, contextLens, blockTables], params);
+}

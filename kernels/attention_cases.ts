@@ -1,0 +1,130 @@
+/** Cases of paged attention: mixes of prefill and decode rows, shuffled blocks, padding rows, both layouts. */
+import { float16Bits, float16Value } from "../tensor/dtype.ts";
+import { type PagedAttentionParams, pagedAttentionKernel } from "./attention.ts";
+import type { CaseCall, CaseInput, KernelCase, Random } from "./spec.ts";
+
+/** What a case is made of. */
+export interface AttentionSetting {
+  /** Queries and context of each sequence. */
+  readonly sequences: readonly (readonly [queries: number, context: number])[];
+  /** Key and value heads. */
+  readonly kvHeads: number;
+  /** Query heads of a key head. */
+  readonly group: number;
+  /** Features of a head. */
+  readonly headDim: number;
+  /** Tokens of a block. */
+  readonly blockSize: number;
+  /** How the pools are stored. */
+  readonly pool: "f16" | "f32";
+  /** Rows behind the last sequence. */
+  readonly padding?: number;
+  /** Queries that share a workgroup. */
+  readonly queries?: NonNullable<PagedAttentionParams["queries"]>;
+}
+
+const half = (value: number): number => float16Value(float16Bits(value));
+
+function integers(shape: number[], values: number[]): CaseInput {
+  return { dtype: "i32", shape, data: Int32Array.from(values) };
+}
+
+/** Whole numbers below `count` in random order. */
+function shuffled(count: number, random: Random): number[] {
+  const order = Array.from({ length: count }, (_, i) => i);
+  for (let i = count - 1; i > 0; i--) {
+    const other = random.integer(0, i);
+    [order[i], order[other]] = [order[other]!, order[i]!];
+  }
+  return order;
+}
+
+/** A batch of random queries, keys and values, its blocks shuffled. */
+export function attentionCall(setting: AttentionSetting, random: Random): CaseCall<PagedAttentionParams> {
+  const { sequences, kvHeads, group, headDim, blockSize, pool, padding = 0 } = setting;
+  const starts = [0];
+  for (const [queries] of sequences) starts.push(starts.at(-1)! + queries);
+  const rows = starts.at(-1)! + padding, heads = kvHeads * group;
+  const blocks = sequences.map(([, context]) => Math.ceil(context / blockSize));
+  const maxBlocks = Math.max(...blocks, 1), numBlocks = blocks.reduce((a, b) => a + b, 2);
+  const free = shuffled(numBlocks, random);
+  const tables = blocks.flatMap((count) => Array.from({ length: maxBlocks }, (_, i) => i < count ? free.pop()! : -1));
+  const values = (count: number, round: (x: number) => number) => Float32Array.from({ length: count }, () => round(random.normal()));
+  const shape = [numBlocks * blockSize, kvHeads, headDim], size = numBlocks * blockSize * kvHeads * headDim;
+  const round = pool === "f16" ? half : Math.fround;
+  return {
+    params: {
+      blockSize,
+      scale: 1 / Math.sqrt(headDim),
+      ...(setting.queries === undefined ? {} : { queries: setting.queries }),
+    },
+    inputs: [
+      { dtype: "f32", shape: [rows, heads, headDim], data: values(rows * heads * headDim, Math.fround) },
+      { dtype: pool, shape, data: values(size, round) },
+      { dtype: pool, shape, data: values(size, round) },
+      integers([sequences.length + 1], starts),
+      integers([sequences.length], sequences.map(([, context]) => context)),
+      integers([sequences.length, maxBlocks], tables),
+    ],
+  };
+}
+
+function randomSetting(random: Random, headDims: readonly number[], most: number): AttentionSetting {
+  const pick = <T>(of: readonly T[]): T => of[random.integer(0, of.length - 1)]!;
+  const sequences = Array.from({ length: random.integer(1, 5) }, (): [number, number] => {
+    const queries = random.uniform() < 0.5 ? 1 : random.integer(0, most);
+    return [queries, queries + random.integer(0, pick([0, 3, 40, 300]))];
+  });
+  return {
+    sequences,
+    kvHeads: random.integer(1, 3),
+    group: pick([1, 2, 3, 4, 7, 9]),
+    headDim: pick(headDims),
+    blockSize: pick([1, 4, 16, 32]),
+    pool: pick(["f16", "f32"]),
+    padding: random.integer(0, 3),
+  };
+}
+
+/**
+ * A score errs by headDim roundings of a sum of |q k|, at most about 4 sqrt(headDim) at these inputs, times the scale;
+ * a weight errs by as much relatively; weighted means of values below 6 then by about 2^-24 (headDim + 130) * 6, exponentials
+ * (2^-21 on some devices) included.
+ */
+function tolerance(call: CaseCall<PagedAttentionParams>): number[] {
+  return [(call.inputs[0]!.shape[2] as number + 200) * 6 * 2 ** -24];
+}
+
+const bench = (sequences: AttentionSetting["sequences"], kvHeads: number, group: number, headDim: number) => (random: Random) =>
+  attentionCall({ sequences, kvHeads, group, headDim, blockSize: 16, pool: "f16" }, random);
+
+/** Cases of paged attention. */
+export const cases: KernelCase<PagedAttentionParams>[] = [
+  {
+    name: "paged_attention as the device chooses",
+    kernel: pagedAttentionKernel,
+    random: (random) => attentionCall(randomSetting(random, [16, 20, 32, 64, 80], 20), random),
+    tolerance,
+    bench: {
+      "story model, decode at 200": bench([[1, 200]], 2, 4, 64),
+      "0.5B, decode at 512": bench([[1, 512]], 2, 7, 64),
+      "0.5B, 8 decoding at 512": bench(Array.from({ length: 8 }, () => [1, 512] as const), 2, 7, 64),
+      "0.5B, prefill of 128": bench([[128, 128]], 2, 7, 64),
+    },
+  },
+  {
+    name: "paged_attention queries sharing a workgroup",
+    kernel: pagedAttentionKernel,
+    random: (random) => {
+      const queries = ([2, 4, 8] as const)[random.integer(0, 2)]!;
+      return attentionCall({ ...randomSetting(random, [16, 24, 64, 128], 30), queries }, random);
+    },
+    tolerance,
+  },
+  {
+    name: "paged_attention wide and odd heads",
+    kernel: pagedAttentionKernel,
+    random: (random) => attentionCall(randomSetting(random, [17, 30, 33, 96, 128, 192, 256], 4), random),
+    tolerance,
+  },
+];
