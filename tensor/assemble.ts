@@ -1,0 +1,167 @@
+/**
+ * Puts a kernel's WGSL together: bindings, the accessors through which its body reads and writes, sizes, and the entry
+ * point. Generated and hand-written kernels both pass through here, so storage types, split tables and symbolic sizes are
+ * known in this one place.
+ *
+ * @module
+ */
+import { type Dim, Sym } from "./dim.ts";
+import { bytesPerElement, type DType, wgslStorageType, wgslValueType } from "./dtype.ts";
+import type { Caps, Port, TensorType } from "./kernel.ts";
+
+/** One tensor of a dispatch, as WGSL sees it. */
+export interface BoundTensor {
+  /** Its accessor. */
+  readonly port: Port;
+  /** Its type. */
+  readonly type: TensorType;
+  /** `read`, `write` (also readable), or `alias`: reads through the output of that name. */
+  readonly access: "read" | "write" | { readonly alias: string };
+  /** Bytes of each part where the tensor exceeds one binding; undefined for one binding. */
+  readonly split?: { readonly partBytes: number; readonly parts: number } | undefined;
+  /** An output's own store function; the plain one unless given. */
+  readonly store?: string | undefined;
+}
+
+/** What a binding of the assembled shader is. */
+export interface Binding {
+  /** Which tensor, by position in the list given, or the run's sizes. */
+  readonly tensor: number | "sizes";
+  /** Which part of a split tensor. */
+  readonly part: number;
+  /** Buffer type of the layout entry. */
+  readonly type: GPUBufferBindingType;
+}
+
+/** A shader with its bindings in order. */
+export interface Assembled {
+  /** Complete WGSL. */
+  readonly code: string;
+  /** Binding `i` of group 0. */
+  readonly bindings: readonly Binding[];
+  /** Whether it reads 16-bit floats. */
+  readonly f16: boolean;
+}
+
+/** Parts of a shader that are not tensors. */
+export interface ShaderParts {
+  readonly workgroupSize: readonly [number, number, number];
+  readonly declarations: string;
+  readonly main: string;
+  readonly subgroups: boolean;
+}
+
+const vector = (width: number, scalar: string): string => width === 1 ? scalar : `vec${width}<${scalar}>`;
+
+function elementTypes(port: Port, dtype: DType, f16: boolean): { stored: string; value: string } {
+  const scalar = port.raw ? "u32" : wgslStorageType(dtype, f16);
+  const value = port.raw ? "u32" : wgslValueType(dtype);
+  const width = port.width ?? 1;
+  return { stored: vector(width, scalar), value: vector(width, value) };
+}
+
+/** Converts between the stored and the value form of an element. */
+function convert(expression: string, from: string, to: string): string {
+  if (from === to) return expression;
+  if (to === "bool") return `(${expression} != 0u)`;
+  return `${to}(${expression})`;
+}
+
+/** Reads element `i` of a tensor that lies in several bindings. */
+function splitRead(name: string, parts: number, perPart: number): string {
+  const cases = Array.from({ length: parts - 1 }, (_, part) => {
+    const start = part * perPart;
+    return `  if (i < ${start + perPart}u) { return ${name}_${part}[i - ${start}u]; }`;
+  });
+  return [...cases, `  return ${name}_${parts - 1}[i - ${(parts - 1) * perPart}u];`].join("\n");
+}
+
+function accessor(tensor: BoundTensor, caps: Caps): string {
+  const { port: { name }, type } = tensor;
+  const { stored, value } = elementTypes(tensor.port, type.dtype, caps.f16);
+  if (tensor.access === "write") {
+    const plain = `fn write_${name}(i: u32, value: ${value}) { ${name}_data[i] = ${convert("value", value, stored)}; }`;
+    return `${plain}\n${tensor.store ?? `fn store_${name}(i: u32, value: ${value}) { write_${name}(i, value); }`}`;
+  }
+  if (tensor.split) {
+    const perPart = tensor.split.partBytes / elementBytes(tensor.port, type.dtype, caps);
+    return `fn stored_${name}(i: u32) -> ${stored} {\n${splitRead(`${name}_data`, tensor.split.parts, perPart)}\n}\n` +
+      `fn ${name}(i: u32) -> ${value} { return ${convert(`stored_${name}(i)`, stored, value)}; }`;
+  }
+  const data = tensor.access === "read" ? `${name}_data` : `${tensor.access.alias}_data`;
+  return `fn ${name}(i: u32) -> ${value} { return ${convert(`${data}[i]`, stored, value)}; }`;
+}
+
+/** Bytes that one index step of a port covers. */
+export function elementBytes(port: Port, dtype: DType, caps: Caps): number {
+  return (port.raw ? 4 : bytesPerElement(dtype, caps.f16)) * (port.width ?? 1);
+}
+
+/** The symbols among the sizes, in order of first use. */
+export function symbolsOf(tensors: readonly TensorType[]): Sym[] {
+  const symbols = new Map<string, Sym>();
+  const add = (dim: Dim): void => void (dim instanceof Sym && symbols.set(dim.name, dim));
+  tensors.forEach((tensor) => tensor.shape.forEach(add));
+  return [...symbols.values()];
+}
+
+/**
+ * The whole shader.
+ *
+ * @param sizeSlots Position of each symbol's value in the run's sizes.
+ */
+export function assemble(
+  tensors: readonly BoundTensor[],
+  parts: ShaderParts,
+  caps: Caps,
+  sizeSlots: ReadonlyMap<string, number>,
+): Assembled {
+  const bindings: Binding[] = [];
+  const lines: string[] = [];
+  const symbols = symbolsOf(tensors.map((tensor) => tensor.type));
+  if (symbols.length > 0) {
+    lines.push(`@group(0) @binding(0) var<uniform> sizes: array<vec4<u32>, 4>;`);
+    for (const { name } of symbols) {
+      const slot = sizeSlots.get(name)!;
+      lines.push(`fn size_${name}() -> u32 { return sizes[${slot >> 2}].${"xyzw"[slot & 3]}; }`);
+    }
+    bindings.push({ tensor: "sizes", part: 0, type: "uniform" });
+  }
+  tensors.forEach((tensor, index) => {
+    if (typeof tensor.access === "object") return;
+    const { stored } = elementTypes(tensor.port, tensor.type.dtype, caps.f16);
+    const type = tensor.access === "write" ? "storage" : tensor.port.uniform ? "uniform" : "read-only-storage";
+    const space = { storage: "storage, read_write", uniform: "uniform", "read-only-storage": "storage, read" }[type];
+    for (let part = 0; part < (tensor.split?.parts ?? 1); part++) {
+      const name = `${tensor.port.name}_data${tensor.split ? `_${part}` : ""}`;
+      const count = type === "uniform" ? `, ${uniformCount(tensor, caps)}` : "";
+      lines.push(`@group(0) @binding(${bindings.length}) var<${space}> ${name}: array<${stored}${count}>;`);
+      bindings.push({ tensor: index, part, type });
+    }
+  });
+  lines.push(...tensors.map((tensor) => accessor(tensor, caps)));
+  const f16 = caps.f16 &&
+    (tensors.some((t) => t.type.dtype === "f16" && !t.port.raw) || /\bf16\b/.test(parts.main + parts.declarations));
+  const code = `${f16 ? "enable f16;\n" : ""}${lines.join("\n")}\n${parts.declarations}\n${entryPoint(parts, caps)}`;
+  return { code, bindings, f16 };
+}
+
+function uniformCount(tensor: BoundTensor, caps: Caps): number {
+  const elements = tensor.type.shape.reduce<number>((n, dim) => n * (typeof dim === "number" ? dim : dim.max), 1);
+  return elements * (tensor.port.raw ? 4 : bytesPerElement(tensor.type.dtype, caps.f16)) /
+    elementBytes(tensor.port, tensor.type.dtype, caps);
+}
+
+function entryPoint(parts: ShaderParts, caps: Caps): string {
+  const builtins = [
+    "@builtin(workgroup_id) workgroup: vec3<u32>",
+    "@builtin(num_workgroups) groups: vec3<u32>",
+    "@builtin(local_invocation_id) local: vec3<u32>",
+    "@builtin(local_invocation_index) lane: u32",
+    "@builtin(global_invocation_id) global: vec3<u32>",
+  ];
+  if (parts.subgroups) builtins.push("@builtin(subgroup_invocation_id) subgroupLane: u32");
+  const subgroup = parts.subgroups ? `  let subgroup = lane / ${caps.subgroupSize}u;\n` : "";
+  return `@compute @workgroup_size(${parts.workgroupSize.join(", ")})\nfn main(\n  ${builtins.join(",\n  ")}\n) {\n` +
+    `${subgroup}${parts.main}\n}\n`;
+}

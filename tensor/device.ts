@@ -1,0 +1,366 @@
+/**
+ * The one module that talks to WebGPU's adapter: it probes features, accounts memory against a limit (drivers
+ * overcommit and do not say what they have), caches pipelines, moves bytes, and turns loss of the device into one clear error
+ * for everyone who waits.
+ *
+ * @module
+ */
+import type { Binding } from "./assemble.ts";
+import { float16Bits, float16Value } from "./dtype.ts";
+import { elementCount, type Shape } from "./dim.ts";
+import type { DType, HostArray } from "./dtype.ts";
+import type { Caps } from "./kernel.ts";
+import { Readback } from "./readback.ts";
+import { type Resident, Storage } from "./storage.ts";
+
+/** Optional features; each can be switched off. */
+export type Feature = "subgroups" | "f16" | "timestamps" | "packedDot" | "fastReadback";
+
+/** How a device is opened. */
+export interface DeviceOptions {
+  /** Which adapter: the fast one unless given; `fallback` asks for a CPU device. */
+  readonly preference?: "high-performance" | "low-power" | "fallback";
+  /** Features to do without. */
+  readonly disable?: readonly Feature[];
+  /** Most bytes of buffers at one time. Unlimited unless given. */
+  readonly memoryLimit?: number;
+}
+
+/** Memory ran out: the limit would have been exceeded, or the driver refused. */
+export class OutOfMemoryError extends Error {
+  override name = "OutOfMemoryError";
+}
+
+/** The device is gone: driver reset, unplugged, destroyed. */
+export class DeviceLostError extends Error {
+  override name = "DeviceLostError";
+}
+
+const mib = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+
+/** Largest piece of one upload: larger ones double the peak of host memory in the driver. */
+const UPLOAD_PIECE = 1 << 24;
+
+/** A device with its limits, its memory account and its pipelines. */
+export class Device {
+  /** What kernels may use. */
+  readonly caps: Caps;
+  /** Reads results back. */
+  readonly readback: Readback;
+  /** Bytes of buffers alive. */
+  allocated = 0;
+  /** Most bytes alive at one time. */
+  peak = 0;
+  #failure: Error | undefined;
+  #fail!: (cause: Error) => void;
+  #failed: Promise<never>;
+  #pipelines = new Map<string, { pipeline: GPUComputePipeline; layout: GPUBindGroupLayout }>();
+  #layouts = new Map<string, GPUBindGroupLayout>();
+  #closed = false;
+
+  /**
+   * @param gpu The WebGPU device. @param adapter What it came from. @param memoryLimit Most bytes of buffers.
+   * @param caps What it can do.
+   */
+  constructor(
+    readonly gpu: GPUDevice,
+    readonly info: GPUAdapterInfo,
+    caps: Caps,
+    readonly memoryLimit: number,
+    fastReadback: boolean,
+  ) {
+    this.caps = caps;
+    this.readback = new Readback(gpu, fastReadback);
+    this.#failed = new Promise((_, reject) => this.#fail = reject);
+    this.#failed.catch(() => {});
+    gpu.lost.then((loss) => {
+      const why = this.#closed ? "it was closed" : loss.message || loss.reason || "the driver gave no reason";
+      this.fail(new DeviceLostError(`The GPU device was lost: ${why}. Load the model again.`));
+    });
+    gpu.addEventListener("uncapturederror", (event) => {
+      event.preventDefault();
+      const { error } = event as GPUUncapturedErrorEvent;
+      const memory = typeof GPUOutOfMemoryError !== "undefined" && error instanceof GPUOutOfMemoryError;
+      this.fail(
+        memory ? new OutOfMemoryError(`The GPU ran out of memory at ${mib(this.allocated)}`) : new Error(error.message),
+      );
+    });
+  }
+
+  /** Marks the device unusable: everyone who waits and everyone who comes gets `cause`. The first cause stays. */
+  fail(cause: Error): void {
+    this.#failure ??= cause;
+    this.#fail(this.#failure);
+  }
+
+  /** Throws where the device cannot be used any more. */
+  check(): void {
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** Waits for `work`, or for the device's failure, whichever comes first. */
+  async orFailure<T>(work: Promise<T>): Promise<T> {
+    this.check();
+    try {
+      return await Promise.race([work, this.#failed]);
+    } catch (cause) {
+      // An operation on a lost device fails in many ways: its loss, which may be reported a turn later, says why.
+      if (!this.#failure) await Promise.race([this.#failed.catch(() => {}), new Promise((r) => setTimeout(r, 50))]);
+      throw this.#failure ?? cause;
+    }
+  }
+
+  /** Allocates a buffer against the memory limit. Throws {@linkcode OutOfMemoryError} with the numbers. */
+  allocate(bytes: number, usage: GPUBufferUsageFlags, what: string): Resident {
+    this.check();
+    const size = Math.ceil(Math.max(bytes, 16) / 16) * 16;
+    if (this.allocated + size > this.memoryLimit) {
+      throw new OutOfMemoryError(
+        `Cannot allocate ${mib(size)} for ${what}: ${mib(this.allocated)} of ${mib(this.memoryLimit)} are in use. ` +
+          `Raise memoryLimit, or use a smaller model or context.`,
+      );
+    }
+    if (size > this.gpu.limits.maxBufferSize) {
+      throw new OutOfMemoryError(
+        `Cannot allocate ${mib(size)} for ${what}: the device allows ${mib(this.gpu.limits.maxBufferSize)} a buffer`,
+      );
+    }
+    const buffer = this.gpu.createBuffer({ size, usage, label: what });
+    this.allocated += size;
+    this.peak = Math.max(this.peak, this.allocated);
+    let alive = true;
+    const release = (): void => {
+      if (!alive) return;
+      alive = false;
+      this.allocated -= size;
+      buffer.destroy();
+    };
+    return { buffer, bytes: size, owner: this, release };
+  }
+
+  /** Makes sure a storage is on this device: allocates it and uploads its host values, once. */
+  resident(storage: Storage): Resident {
+    this.check();
+    if (storage.released) throw new Error(`Cannot use "${storage.label}": it was released`);
+    if (storage.resident) {
+      if (storage.resident.owner !== this) {
+        throw new Error(`Cannot mix devices: "${storage.label}" lives on another device`);
+      }
+      return storage.resident;
+    }
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST | GPUBufferUsage.UNIFORM;
+    storage.resident = this.allocate(storage.bytes(this.caps.f16), usage, `"${storage.label}"`);
+    if (storage.host) {
+      const bytes = storage.dtype === "f16" && this.caps.f16 ? packHalf(storage.host) : storage.host;
+      this.write(storage, 0, new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+      storage.host = undefined;
+    }
+    return storage.resident;
+  }
+
+  /** A storage of zeros on this device, or of bytes written later with {@linkcode Device.write}. */
+  storage(dtype: DType, shape: Shape, label: string): Storage {
+    const storage = new Storage(dtype, shape, undefined, label);
+    this.resident(storage);
+    return storage;
+  }
+
+  /** Writes raw bytes of the stored form at a multiple of 4, padded to one. */
+  write(storage: Storage, offset: number, bytes: Uint8Array<ArrayBuffer>): void {
+    const { buffer } = this.resident(storage);
+    const whole = bytes.byteLength & ~3;
+    for (let at = 0; at < whole; at += UPLOAD_PIECE) {
+      const length = Math.min(UPLOAD_PIECE, whole - at);
+      this.gpu.queue.writeBuffer(buffer, offset + at, bytes, at, length);
+    }
+    if (whole < bytes.byteLength) {
+      const tail = new Uint8Array(4);
+      tail.set(bytes.subarray(whole));
+      this.gpu.queue.writeBuffer(buffer, offset + whole, tail);
+    }
+  }
+
+  /** Reads elements of a buffer as its dtype's host array. */
+  async read(buffer: GPUBuffer, dtype: DType, count: number): Promise<HostArray> {
+    const half = dtype === "f16" && this.caps.f16;
+    const bytes = await this.orFailure(this.readback.read(buffer, 0, count * (half ? 2 : 4)));
+    if (half) return Float32Array.from(new Uint16Array(bytes.buffer, bytes.byteOffset, count), float16Value);
+    if (dtype === "f32" || dtype === "f16") return new Float32Array(bytes.buffer, bytes.byteOffset, count);
+    if (dtype === "i32") return new Int32Array(bytes.buffer, bytes.byteOffset, count);
+    return new Uint32Array(bytes.buffer, bytes.byteOffset, count);
+  }
+
+  /** Reads a storage back. */
+  readStorage(storage: Storage): Promise<HostArray> {
+    return this.read(this.resident(storage).buffer, storage.dtype, elementCount(storage.shape));
+  }
+
+  /** The layout of a list of bindings. */
+  layout(bindings: readonly Binding[]): GPUBindGroupLayout {
+    const key = bindings.map((binding) => binding.type).join();
+    let layout = this.#layouts.get(key);
+    if (!layout) {
+      layout = this.gpu.createBindGroupLayout({
+        entries: bindings.map(({ type }, binding) => ({
+          binding,
+          visibility: GPUShaderStage.COMPUTE,
+          buffer: { type },
+        })),
+      });
+      this.#layouts.set(key, layout);
+    }
+    return layout;
+  }
+
+  /** The pipeline of a shader, compiled once a device. */
+  pipeline(
+    code: string,
+    bindings: readonly Binding[],
+    label: string,
+  ): { pipeline: GPUComputePipeline; layout: GPUBindGroupLayout } {
+    let made = this.#pipelines.get(code);
+    if (!made) {
+      const layout = this.layout(bindings);
+      const pipeline = this.gpu.createComputePipeline({
+        label,
+        layout: this.gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
+        compute: { module: this.gpu.createShaderModule({ code, label }), entryPoint: "main" },
+      });
+      this.#pipelines.set(code, made = { pipeline, layout });
+    }
+    return made;
+  }
+
+  /** Number of pipelines compiled so far. */
+  get pipelineCount(): number {
+    return this.#pipelines.size;
+  }
+
+  /** Gives the device back. Everything on it is gone. */
+  close(): void {
+    this.#closed = true;
+    this.readback.destroy();
+    this.gpu.destroy();
+  }
+}
+
+function packHalf(values: HostArray): Uint16Array<ArrayBuffer> {
+  return Uint16Array.from(values, float16Bits);
+}
+
+const wantedLimits = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+  "maxComputeWorkgroupSizeY",
+  "maxStorageBuffersPerShaderStage",
+  "maxUniformBufferBindingSize",
+] as const;
+
+async function request(
+  adapter: GPUAdapter,
+  disable: ReadonlySet<Feature>,
+): Promise<{ gpu: GPUDevice; features: Set<string> }> {
+  const requiredLimits = Object.fromEntries(wantedLimits.map((name) => [name, adapter.limits[name]]));
+  const optional: [Feature, string, boolean][] = [
+    ["f16", "shader-f16", adapter.features.has("shader-f16")],
+    ["timestamps", "timestamp-query", adapter.features.has("timestamp-query")],
+    ["subgroups", "subgroups", true], // not listed by this runtime, and granted all the same
+  ];
+  const wanted = optional.filter(([feature, , offered]) => offered && !disable.has(feature)).map(([, name]) => name);
+  for (const features of [wanted, wanted.filter((name) => name !== "subgroups")]) {
+    try {
+      const gpu = await adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
+      return { gpu, features: new Set(features) };
+    } catch (cause) {
+      if (!features.includes("subgroups")) throw cause;
+      adapter = await navigator.gpu.requestAdapter().then((again) => again ?? adapter); // an adapter serves one request
+    }
+  }
+  throw new Error("Cannot open the GPU device");
+}
+
+function probe(
+  gpu: GPUDevice,
+  info: GPUAdapterInfo,
+  features: ReadonlySet<string>,
+  disable: ReadonlySet<Feature>,
+): Caps {
+  const { subgroupMinSize: least = 0, subgroupMaxSize: greatest = 0 } = info as {
+    subgroupMinSize?: number;
+    subgroupMaxSize?: number;
+  };
+  const subgroups = features.has("subgroups") && least === greatest && greatest >= 4;
+  return {
+    subgroups,
+    subgroupSize: subgroups ? greatest : 1,
+    f16: features.has("shader-f16"),
+    timestamps: features.has("timestamp-query"),
+    packedDot: !disable.has("packedDot"),
+    cpu: info.isFallbackAdapter || /llvmpipe|swiftshader/i.test(`${info.description} ${info.device}`),
+    maxBinding: gpu.limits.maxStorageBufferBindingSize,
+    maxUniformBinding: gpu.limits.maxUniformBufferBindingSize,
+    maxInvocations: gpu.limits.maxComputeInvocationsPerWorkgroup,
+    workgroupMemory: gpu.limits.maxComputeWorkgroupStorageSize,
+  };
+}
+
+/**
+ * Opens a device and proves its fast read-back on a sentinel.
+ *
+ * @example
+ * ```ts
+ * import { openDevice } from "@tinyllm/tinyllm/tensor";
+ *
+ * const device = await openDevice({ disable: ["subgroups"] });
+ * console.log(device.info.description, device.caps.f16);
+ * device.close();
+ * ```
+ */
+export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
+  if (typeof navigator === "undefined" || !navigator.gpu) {
+    throw new Error("Cannot find WebGPU: this runtime has no navigator.gpu");
+  }
+  const { preference = "high-performance", disable = [], memoryLimit = Infinity } = options;
+  const adapter = await navigator.gpu.requestAdapter(
+    preference === "fallback" ? { forceFallbackAdapter: true } : { powerPreference: preference },
+  );
+  if (!adapter) {
+    throw new Error(
+      "Cannot find a GPU: no Vulkan, Metal or Direct3D 12 driver answered. `deno task setup` installs one.",
+    );
+  }
+  const off = new Set(disable);
+  const { gpu, features } = await request(adapter, off);
+  const device = new Device(
+    gpu,
+    adapter.info,
+    probe(gpu, adapter.info, features, off),
+    memoryLimit,
+    !off.has("fastReadback"),
+  );
+  await proveReadback(device);
+  return device;
+}
+
+/** Wraps a device that the caller opened. Features are those it was opened with. */
+export async function wrapDevice(gpu: GPUDevice, memoryLimit: number = Infinity): Promise<Device> {
+  const features = new Set<string>(gpu.features as unknown as Iterable<string>);
+  const device = new Device(gpu, gpu.adapterInfo, probe(gpu, gpu.adapterInfo, features, new Set()), memoryLimit, true);
+  await proveReadback(device);
+  return device;
+}
+
+async function proveReadback(device: Device): Promise<void> {
+  const sentinel = new Storage("u32", [4], new Uint32Array([0x600dda7a, 1, 2, 3]), "sentinel");
+  for (let round = 0; round < 2; round++) {
+    const values = await device.readStorage(sentinel);
+    if (values[0] !== 0x600dda7a || values[3] !== 3) {
+      throw new Error("Cannot read back from the GPU: the sentinel came back wrong");
+    }
+    if (round === 0) device.resident(sentinel);
+  }
+  sentinel.release();
+}

@@ -1,0 +1,236 @@
+/**
+ * Decides which nodes share a dispatch. Every output, write and kernel is a root; a root takes in the elementwise and movement
+ * operations above it, and the reductions whose rows are its own. What turns out to need memory of its own (a
+ * value read twice, a reduction over other rows, a value that a later write would overwrite) becomes a root too, and
+ * grouping starts over: each round adds a root, so it ends.
+ *
+ * @module
+ */
+import { hasMemory, lower, type Lowered, NeedsMemory } from "./lower.ts";
+import { base } from "./lower.ts";
+import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
+import type { Rewritten } from "./rules.ts";
+
+/** Nodes of one dispatch. */
+export interface Group {
+  /** The node whose memory it writes: an elementwise result, a write, or a kernel. */
+  readonly root: Node;
+  /** The generated part; undefined for a kernel alone. */
+  readonly lowered: Lowered | undefined;
+  /** The hand-written kernel, alone or with the generated part as its store. */
+  readonly kernel: (Node & { op: "kernel" }) | undefined;
+  /** Realised nodes that are read: leaves and other groups' roots (or outputs of theirs). */
+  readonly reads: readonly Node[];
+}
+
+/** Cheaper to compute again than to store: chains up to this many operations. */
+const RECOMPUTE_LIMIT = 6;
+
+/** Bindings that stay free for sizes and outputs. */
+const RESERVED_BINDINGS = 4;
+
+/** Where memory comes from: a root computes it; an output of a kernel shares its kernel's group. */
+export function producerOf(node: Node): Node {
+  return node.op === "output" ? node.src[0]! : node;
+}
+
+/** Whether a node is given from outside the program. */
+export function isLeaf(node: Node): boolean {
+  return node.op === "buffer" || node.op === "input";
+}
+
+class Grouping {
+  readonly realised = new Set<Node>();
+
+  constructor(readonly graph: Rewritten, readonly maxBindings: number) {
+    for (const node of graph.outputs) this.#realise(node);
+  }
+
+  #realise(node: Node): void {
+    const owner = base(node);
+    if (!hasMemory(owner)) this.realised.add(owner);
+  }
+
+  /** Groups by root, or undefined where a new root was found. */
+  attempt(): Map<Node, Group> | undefined {
+    const groups = new Map<Node, Group>();
+    const pending = this.graph.outputs.map((node) => producerOf(base(node)));
+    const users = new Map<Node, Node>();
+    for (let root = pending.pop(); root; root = pending.pop()) {
+      if (isLeaf(root) || groups.has(root)) continue;
+      const group = this.#group(root);
+      if (!group || !this.#claim(group, users) || !this.#fits(group)) return undefined;
+      groups.set(root, group);
+      pending.push(...group.reads.map((node) => producerOf(node)));
+    }
+    return this.#respectsWrites(groups) ? groups : undefined;
+  }
+
+  #group(root: Node): Group | undefined {
+    if (root.op === "kernel") return { root, lowered: undefined, kernel: root, reads: this.#kernelReads(root) };
+    try {
+      const lowered = lower(root, this.realised, (kernel) => this.#splices(kernel));
+      const kernel = lowered.anchor;
+      const reads = new Set([...lowered.reads, ...(kernel ? this.#kernelReads(kernel) : [])]);
+      if (root.op === "assign") this.#state(root).forEach((node) => reads.add(node));
+      return { root, lowered, kernel, reads: [...reads] };
+    } catch (cause) {
+      if (!(cause instanceof NeedsMemory)) throw cause;
+      this.#realise(cause.node);
+      this.realised.add(cause.node);
+      return undefined;
+    }
+  }
+
+  /** The version that a write replaces: it has to exist before. */
+  #state(root: Node): Node[] {
+    return [root.src[0]!];
+  }
+
+  #kernelReads(kernel: Node): Node[] {
+    return kernel.src.map((source) => {
+      const owner = base(source);
+      if (!hasMemory(owner)) this.realised.add(owner);
+      return owner;
+    });
+  }
+
+  #splices(node: Node): boolean {
+    if (node.op !== "kernel" || !node.kernel.slots?.includes("elementwise")) return false;
+    return outputTypes(node).length === 1 && updatesOf(node).every((source) => source < 0);
+  }
+
+  /** A node that is worth storing may be computed in one group only. */
+  #claim(group: Group, users: Map<Node, Node>): boolean {
+    for (const node of group.lowered?.inlined ?? []) {
+      if (node === group.root || isCheap(node)) continue;
+      const other = users.get(node);
+      if (other && other !== group.root) {
+        this.realised.add(node);
+        return false;
+      }
+      users.set(node, group.root);
+    }
+    return true;
+  }
+
+  /** Splits a group that reads more tensors than a shader may bind. */
+  #fits(group: Group): boolean {
+    if (group.reads.length + RESERVED_BINDINGS <= this.maxBindings || !group.lowered) return true;
+    const inner = [...group.lowered.inlined].filter((n) => n !== group.root && n.op === "map" && !this.realised.has(n));
+    if (inner.length === 0) return true;
+    this.realised.add(inner.reduce((a, b) => sizeOf(a) > sizeOf(b) ? a : b));
+    return false;
+  }
+
+  /** What reads a state before a write must run before it; a read that fusion moved behind the write is taken out. */
+  #respectsWrites(groups: Map<Node, Group>): boolean {
+    const writers = new Map<string, number>();
+    const at = (node: Node): number => this.graph.order.get(node) ?? node.id;
+    for (const { root, kernel } of groups.values()) {
+      for (const state of writtenStates(root, kernel)) writers.set(state, at(root));
+    }
+    for (const group of groups.values()) {
+      for (const read of group.reads) {
+        const state = stateOf(read);
+        const writer = state && writers.get(`${state.storage.id}v${state.version + 1}`);
+        if (writer === undefined || writer >= at(group.root)) continue;
+        if (group.kernel && group.kernel !== group.root && at(group.kernel) < writer) {
+          this.realised.add(group.kernel);
+          return false;
+        }
+        const reader = this.#readerBefore(group, read, writer);
+        if (!reader) {
+          throw new Error(`Cannot order the program: "${state!.storage.label}" is read after it was overwritten`);
+        }
+        this.realised.add(reader);
+        return false;
+      }
+      if (!this.#writesOwnElement(group)) return false;
+    }
+    return true;
+  }
+
+  /** The node that reads a state directly and was traced before the write. */
+  #readerBefore(group: Group, read: Node, writer: number): Node | undefined {
+    return [...group.lowered?.inlined ?? []].find((node) =>
+      node !== group.root && node.src.includes(read) && (this.graph.order.get(node) ?? node.id) < writer
+    );
+  }
+
+  /** A write may read the version it replaces only at the very element it writes; else its value is stored first. */
+  #writesOwnElement(group: Group): boolean {
+    const { root, lowered } = group;
+    if (root.op !== "assign" || !lowered) return true;
+    const target = root.src[0]!, value = root.src[1]!;
+    const own = lowered.builder.flatten(
+      root.shape.map((_, axis) => {
+        const name = lowered.index[axis];
+        return name === undefined
+          ? lowered.builder.literal(0)
+          : lowered.builder.variable(name, "u32", Number(root.shape[axis]) - 1);
+      }),
+      root.shape,
+    );
+    if (!lowered.reads.has(target)) return true;
+    if (lowered.phases.length === 0 && loadsOnlyAt(lowered.body, target, own)) return true;
+    this.realised.add(value);
+    return false;
+  }
+}
+
+function loadsOnlyAt(expr: Lowered["body"], node: Node, index: Lowered["body"]): boolean {
+  if (expr.kind === "load" && expr.node === node && expr.args[0] !== index) return false;
+  return expr.args.every((arg) => loadsOnlyAt(arg, node, index));
+}
+
+/** `<storage>v<version>` of every state a group makes. */
+function writtenStates(root: Node, kernel: Node | undefined): string[] {
+  const states: string[] = [];
+  const add = (source: Node): void => {
+    const state = stateOf(source)!;
+    states.push(`${state.storage.id}v${state.version + 1}`);
+  };
+  if (root.op === "assign") add(root.src[0]!);
+  if (kernel?.op === "kernel") updatesOf(kernel).forEach((source) => source >= 0 && add(kernel.src[source]!));
+  return states;
+}
+
+/** Operations that computing a node anew costs. */
+function sizeOf(node: Node): number {
+  const seen = new Set<Node>();
+  const visit = (n: Node): void => {
+    if (seen.has(n) || hasMemory(n)) return;
+    seen.add(n);
+    n.src.forEach(visit);
+  };
+  visit(node);
+  return seen.size;
+}
+
+/** Whether a node may be computed in several groups: constants, views, short chains; never a reduction or a kernel. */
+function isCheap(node: Node): boolean {
+  if (node.op === "kernel" || node.op === "reduce" || node.op === "assign") return false;
+  if (node.op !== "map" && node.op !== "cast" && node.op !== "gather") return true;
+  const seen = new Set<Node>();
+  const visit = (n: Node): boolean => {
+    if (seen.has(n) || isLeaf(n)) return true;
+    seen.add(n);
+    if (
+      n.op === "kernel" || n.op === "reduce" || n.op === "assign" || n.op === "output" || seen.size > RECOMPUTE_LIMIT
+    ) return false;
+    return n.src.every(visit);
+  };
+  return visit(node);
+}
+
+/** Groups the graph into dispatches, in an order in which they can run. */
+export function fuse(graph: Rewritten, maxBindings: number): Group[] {
+  const grouping = new Grouping(graph, maxBindings);
+  for (;;) {
+    const groups = grouping.attempt();
+    if (!groups) continue;
+    const at = (node: Node): number => graph.order.get(node) ?? node.id;
+    return [...groups.values()].sort((a, b) => at(a.root) - at(b.root));
+  }
+}

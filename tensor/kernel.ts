@@ -1,0 +1,133 @@
+/**
+ * What a hand-written kernel is to the graph: five parts (infer, wgsl, grid, reference, cost) and the slots into which
+ * fusion may splice. `tensor/` holds kernels by reference and knows none of them; `kernels/` implements this.
+ *
+ * A kernel's WGSL never names a binding. It reads input `x` through a generated function `x(i)` and writes output `y`
+ * through `store_y(i, value)`. Behind these stand storage types (f16 reads as f32), tables split over several bindings, and
+ * whatever elementwise epilogue fusion has spliced into the store.
+ *
+ * @module
+ */
+import type { Dim, Shape, Sizes } from "./dim.ts";
+import type { DType } from "./dtype.ts";
+
+/** Element type and sizes of a tensor. */
+export interface TensorType {
+  /** Element type. */
+  readonly dtype: DType;
+  /** Sizes, outermost first. */
+  readonly shape: Shape;
+}
+
+/** What a device can do, as kernels choose by it. Each optional feature can be switched off. */
+export interface Caps {
+  /** Subgroup operations work and every subgroup has `subgroupSize` lanes. */
+  readonly subgroups: boolean;
+  /** Lanes of a subgroup: 32 on NVIDIA, 8 on llvmpipe; 1 without subgroups. */
+  readonly subgroupSize: number;
+  /** Half-precision storage and arithmetic. */
+  readonly f16: boolean;
+  /** GPU timestamps. */
+  readonly timestamps: boolean;
+  /** `dot4I8Packed` is worth using. */
+  readonly packedDot: boolean;
+  /** A CPU device (llvmpipe): no parallel loads to hide, dispatches cost 30 us. */
+  readonly cpu: boolean;
+  /** Greatest bytes of one storage binding. */
+  readonly maxBinding: number;
+  /** Greatest bytes of one uniform binding. */
+  readonly maxUniformBinding: number;
+  /** Greatest invocations of a workgroup. */
+  readonly maxInvocations: number;
+  /** Bytes of workgroup memory. */
+  readonly workgroupMemory: number;
+}
+
+/** One use of a kernel: parameters and the types of what goes in and comes out. */
+export interface KernelCall<P> {
+  /** The op's parameters: plain data, compared by their JSON. */
+  readonly params: P;
+  /** Types of the inputs. */
+  readonly inputs: readonly TensorType[];
+  /** Types of the outputs, as `infer` gave them. */
+  readonly outputs: readonly TensorType[];
+}
+
+/** How the WGSL addresses one tensor. */
+export interface Port {
+  /** Name of the accessor: `x` gives `fn x(i: u32)`, an output `y` gives `fn store_y(i: u32, value)`. */
+  readonly name: string;
+  /** Elements an index counts: 1, 2 or 4 (vec2, vec4). The last size has to be a multiple. 1 unless given. */
+  readonly width?: 1 | 2 | 4;
+  /** Bind as a uniform (inputs only, width 4, f32, i32 or u32): scalar loads on CPU devices. */
+  readonly uniform?: boolean;
+  /** Read 16-bit pairs raw: the accessor gives u32 words of the storage, whatever the dtype. */
+  readonly raw?: boolean;
+}
+
+/** The WGSL of one call. */
+export interface KernelSource {
+  /** One port an input, in order. */
+  readonly inputs: readonly Port[];
+  /** One port an output, in order. */
+  readonly outputs: readonly Port[];
+  /** Invocations of a workgroup. */
+  readonly workgroupSize: readonly [number, number, number];
+  /** Module-scope declarations: workgroup variables, functions. */
+  readonly declarations?: string;
+  /**
+   * Body of the entry point. In scope: `workgroup: vec3u`, `groups: vec3u` (number of workgroups), `local: vec3u`,
+   * `lane: u32` (local invocation index), `global: vec3u`; with `subgroups`, also `subgroupLane: u32`, `subgroup: u32`
+   * (lane / subgroup size).
+   */
+  readonly main: string;
+  /** Whether the body uses subgroup operations. */
+  readonly subgroups?: boolean;
+}
+
+/** Floating-point operations and least bytes of one call, for rooflines. */
+export interface Cost {
+  /** Floating-point operations, a multiply-add as two. */
+  readonly flops: number;
+  /** Bytes that must move: each input read once, each output written once. */
+  readonly bytes: number;
+}
+
+/** Places where fusion may splice into a kernel. */
+export type SlotKind = "elementwise" | "siluGate";
+
+/** A kernel family member. `P` is plain data. */
+export interface Kernel<P> {
+  /** Name as `explain()` prints it, snake_case. */
+  readonly name: string;
+  /** Output types. Throws an error that names the wrong value. */
+  infer(inputs: readonly TensorType[], params: P): TensorType[];
+  /** The WGSL of a call on a device. */
+  wgsl(call: KernelCall<P>, caps: Caps): KernelSource;
+  /** Workgroups of a run: `resolve` gives a size's value. */
+  grid(call: KernelCall<P>, caps: Caps, resolve: (dim: Dim) => number): readonly [number, number, number];
+  /**
+   * The plain definition, in float64. Inputs are flat and shapes are numbers here. An output that updates an input is
+   * given whole.
+   */
+  reference(call: KernelCall<P>, inputs: readonly ArrayLike<number>[]): Float64Array[];
+  /** Operations and least bytes of a run. */
+  cost(call: KernelCall<P>, caps: Caps, resolve: (dim: Dim) => number): Cost;
+  /** For each output the input that it is the next version of (written in place), or -1. All -1 unless given. */
+  updates?(call: KernelCall<P>): readonly number[];
+  /** Where fusion may splice; `elementwise` wraps the store of the only output, indexed in elements with width 1. */
+  readonly slots?: readonly SlotKind[];
+  /** Parameters with the gate spliced in (output halves: silu(first half) x second half), where the slot is there. */
+  withSiluGate?(params: P): P | undefined;
+}
+
+/** Makes a run's resolver out of its sizes. */
+export type Resolver = (dim: Dim) => number;
+
+/** WGSL for a size: a literal, or the generated function that reads the run's value. */
+export function dimWgsl(dim: Dim): string {
+  return typeof dim === "number" ? `${dim}u` : `size_${dim.name}()`;
+}
+
+/** Values of symbols in a run. */
+export type { Sizes };

@@ -1,0 +1,44 @@
+/**
+ * The lazy graph: tensors, fusion, code generation and programs on WebGPU.
+ *
+ * @example
+ * ```ts
+ * import { tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * console.log(await tensor([[1, 2], [3, 4]]).softmax().data());
+ * ```
+ *
+ * @module
+ */
+export * from "./device.ts";
+export * from "./dim.ts";
+export * from "./dtype.ts";
+export * from "./kernel.ts";
+export * from "./memory.ts";
+export {
+  assign,
+  broadcastShapes,
+  buffer,
+  cast,
+  constant,
+  expand,
+  gather,
+  input,
+  iota,
+  kernelNode,
+  map,
+  type Node,
+  output,
+  outputTypes,
+  pad,
+  permute,
+  type ReduceKind,
+  reduceLast,
+  reshape,
+  slice,
+} from "./node.ts";
+export { compile, type CompileOptions, type DispatchInfo, Program, type RunValues } from "./program.ts";
+export { Readback } from "./readback.ts";
+export { type Rule, type RuleContext, RULES } from "./rules.ts";
+export { type Resident, Storage } from "./storage.ts";
+export * from "./tensor.ts";

@@ -1,0 +1,546 @@
+/**
+ * A program: a graph captured once, and a flat list of dispatches replayed many times. Pipelines, bind groups and memory are
+ * made at compile time; a run uploads everything that changes in one write, encodes one pass and submits it once.
+ *
+ * @module
+ */
+import { assemble, type BoundTensor, symbolsOf } from "./assemble.ts";
+import { generate, generateStore, type GroupCode } from "./codegen.ts";
+import type { Device } from "./device.ts";
+import { elementCount, formatShape, resolveDim, type Shape, type Sizes } from "./dim.ts";
+import { bytesPerElement, type DType, float16Bits, type HostArray } from "./dtype.ts";
+import { fuse, type Group, isLeaf, producerOf } from "./fuse.ts";
+import type { Cost, KernelCall, Resolver } from "./kernel.ts";
+import { base, type Lowered } from "./lower.ts";
+import { planMemory } from "./memory.ts";
+import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
+import { reachable, rewriteGraph, type Rule, RULES } from "./rules.ts";
+import type { Resident, Storage } from "./storage.ts";
+
+/** Values of one run. */
+export interface RunValues {
+  /** Values of inputs by name: at most as many as the input's greatest shape holds. */
+  readonly inputs?: Readonly<Record<string, ArrayLike<number>>>;
+  /** Values of symbolic sizes by name. */
+  readonly sizes?: Sizes;
+}
+
+/** One line of {@linkcode Program.explain}. */
+export interface DispatchInfo {
+  /** Kernel's name, or what a generated one computes. */
+  readonly name: string;
+  /** What was fused into it. */
+  readonly fused: readonly string[];
+  /** Type of what it writes. */
+  readonly shape: Shape;
+  /** Operations and bytes at the greatest sizes. */
+  readonly cost: Cost;
+  /** Its shader. */
+  readonly wgsl: string;
+}
+
+interface Dispatch {
+  readonly info: DispatchInfo;
+  readonly pipeline: GPUComputePipeline;
+  readonly bindGroup: GPUBindGroup;
+  readonly grid: (resolve: Resolver) => readonly [number, number, number];
+  readonly fixed: readonly [number, number, number] | undefined;
+}
+
+interface InputSlot {
+  readonly node: Node & { op: "input" };
+  readonly offset: number;
+  readonly view: HostArray | Uint16Array<ArrayBuffer>;
+}
+
+/** Where a realised node lies. */
+interface Place {
+  readonly buffer: GPUBuffer;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+const SIZES_BYTES = 256;
+const ALIGNMENT = 256;
+
+/** Options of {@linkcode compile}. */
+export interface CompileOptions {
+  /** Rewrite rules; all of them unless given. */
+  readonly rules?: readonly Rule[];
+  /** Name for errors and `explain()`. */
+  readonly label?: string;
+}
+
+class Compiler {
+  readonly groups: readonly Group[];
+  readonly outputs: readonly Node[];
+  readonly owned: Resident[] = [];
+  readonly sizeSlots = new Map<string, number>();
+  readonly inputs: InputSlot[] = [];
+  readonly places = new Map<Node, Place>();
+  readonly storages = new Set<Storage>();
+  upload!: Resident;
+  host!: ArrayBuffer;
+
+  constructor(readonly device: Device, traced: readonly Node[], readonly label: string, rules: readonly Rule[]) {
+    const graph = rewriteGraph(traced, rules);
+    this.outputs = graph.outputs;
+    this.groups = fuse(graph, device.gpu.limits.maxStorageBuffersPerShaderStage);
+    symbolsOf(reachable(graph.outputs)).forEach((symbol) => this.sizeSlots.set(symbol.name, this.sizeSlots.size));
+    if (this.sizeSlots.size > 16) {
+      throw new Error(`Cannot compile ${label}: ${this.sizeSlots.size} symbolic sizes, at most 16`);
+    }
+  }
+
+  compile(): Dispatch[] {
+    try {
+      this.#layUpload();
+      this.#placeResults();
+      return this.groups.map((group) => this.#dispatch(group));
+    } catch (cause) {
+      this.owned.forEach((resident) => resident.release());
+      throw cause;
+    }
+  }
+
+  #own(bytes: number, usage: number, what: string): Resident {
+    const resident = this.device.allocate(bytes, usage, what);
+    this.owned.push(resident);
+    return resident;
+  }
+
+  /** One buffer for all that changes from run to run: sizes first, then every input at its own aligned place. */
+  #layUpload(): void {
+    const f16 = this.device.caps.f16;
+    let offset = SIZES_BYTES;
+    const inputs = new Map<string, Node & { op: "input" }>();
+    for (const node of reachable(this.outputs)) {
+      if (node.op !== "input") continue;
+      if (inputs.has(node.name)) throw new Error(`Cannot compile ${this.label}: two inputs are named "${node.name}"`);
+      inputs.set(node.name, node);
+    }
+    const slots = [...inputs.values()].map((node) => {
+      const bytes = Math.max(16, elementCount(node.shape) * bytesPerElement(node.dtype, f16));
+      const slot = { node, offset, bytes };
+      offset += Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+      return slot;
+    });
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC;
+    this.upload = this.#own(offset, usage, `the inputs of ${this.label}`);
+    this.host = new ArrayBuffer(offset);
+    for (const { node, offset, bytes } of slots) {
+      this.inputs.push({ node, offset, view: hostView(this.host, offset, node.dtype, elementCount(node.shape), f16) });
+      this.places.set(node, { buffer: this.upload.buffer, offset, bytes: Math.ceil(bytes / 16) * 16 });
+    }
+  }
+
+  /** Results of each group, in the order of its outputs; updates and writes lie in their storage. */
+  #results(group: Group): Node[] {
+    const { root } = group;
+    if (root.op !== "kernel") return [root];
+    const outputs = reachableOutputs(this.groups, root);
+    return outputTypes(root).map((_, index) => index === 0 ? root : outputs.get(index) ?? root);
+  }
+
+  #placeResults(): void {
+    const f16 = this.device.caps.f16;
+    const lastUse = new Map<Node, number>();
+    this.groups.forEach((group, at) => group.reads.forEach((node) => lastUse.set(node, at)));
+    this.outputs.forEach((node) => lastUse.set(base(node), Infinity));
+    const results: { node: Node; at: number; bytes: number }[] = [];
+    this.groups.forEach((group, at) => {
+      for (const node of this.#results(group)) {
+        if (stateOf(node)) this.#placeState(node);
+        else if (!results.some((result) => result.node === node)) {
+          const bytes = elementCount(node.shape) * bytesPerElement(node.dtype, f16);
+          if (bytes > this.device.caps.maxBinding) {
+            throw new Error(
+              `Cannot compute ${node.dtype} ${
+                formatShape(node.shape)
+              }: ${bytes} bytes exceed the device's binding of ${this.device.caps.maxBinding}. Compute it in pieces.`,
+            );
+          }
+          results.push({ node, at, bytes });
+        }
+      }
+    });
+    const plan = planMemory(
+      results.map(({ node, at, bytes }) => ({ bytes, first: at, last: lastUse.get(node) ?? at })),
+    );
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    const buffers = plan.bytes.map((bytes) => this.#own(bytes, usage, `results of ${this.label}`));
+    results.forEach(({ node, bytes }, i) => {
+      this.places.set(node, {
+        buffer: buffers[plan.slot[i]!]!.buffer,
+        offset: 0,
+        bytes: Math.max(16, Math.ceil(bytes / 16) * 16),
+      });
+    });
+  }
+
+  #placeState(node: Node): Place {
+    const { storage } = stateOf(node)!;
+    this.storages.add(storage);
+    const resident = this.device.resident(storage);
+    const place = { buffer: resident.buffer, offset: 0, bytes: resident.bytes };
+    this.places.set(node, place);
+    return place;
+  }
+
+  place(node: Node): Place {
+    const known = this.places.get(node);
+    if (known) return known;
+    if (stateOf(node)) return this.#placeState(node);
+    throw new Error(`Cannot compile ${this.label}: ${node.op} of ${formatShape(node.shape)} has no memory`);
+  }
+
+  #split(node: Node): BoundTensor["split"] {
+    const { bytes } = this.place(node), { maxBinding } = this.device.caps;
+    if (bytes <= maxBinding) return undefined;
+    const partBytes = Math.floor(maxBinding / 65536) * 65536;
+    return { partBytes, parts: Math.ceil(bytes / partBytes) };
+  }
+
+  #dispatch(group: Group): Dispatch {
+    const names = new Map<Node, string>();
+    const access = (node: Node): string => names.get(node)!;
+    const { tensors, nodes, code } = group.kernel
+      ? this.#kernelParts(group, group.kernel, names, access)
+      : this.#generatedParts(group, names, access);
+    const { pipeline, bindGroup, wgsl } = this.#bind(tensors, nodes, code, describe(group));
+    const symbolic = nodes.some((node) => node.shape.some((dim) => typeof dim !== "number"));
+    const fixed = symbolic ? undefined : code.grid((dim) => dim as number);
+    return { info: this.#info(group, nodes, wgsl), pipeline, bindGroup, grid: code.grid, fixed };
+  }
+
+  /** Bound tensors of a generated kernel: what it reads, and `out`. */
+  #generatedParts(group: Group, names: Map<Node, string>, access: (node: Node) => string): Parts {
+    const { root } = group, lowered = group.lowered!;
+    const reads = [...lowered.reads];
+    const written = stateOf(root)?.storage;
+    const tensors = reads.map((node, i): BoundTensor => {
+      names.set(node, `in${i}`);
+      const alias = written !== undefined && stateOf(node)?.storage === written;
+      return {
+        port: { name: `in${i}` },
+        type: node,
+        access: alias ? { alias: "out" } : "read",
+        split: alias ? undefined : this.#split(node),
+      };
+    });
+    tensors.push({ port: { name: "out" }, type: root, access: "write" });
+    const code = generate(lowered, root.shape, access, this.device.caps);
+    return { tensors, nodes: [...reads, root], code: { ...code, subgroups: false } };
+  }
+
+  /** Bound tensors of a hand-written kernel: its ports, and what its spliced store reads. */
+  #kernelParts(
+    group: Group,
+    kernel: Node & { op: "kernel" },
+    names: Map<Node, string>,
+    access: (node: Node) => string,
+  ): Parts {
+    const call: KernelCall<unknown> = {
+      params: kernel.params,
+      inputs: kernel.src.map(({ dtype, shape }) => ({ dtype, shape })),
+      outputs: outputTypes(kernel),
+    };
+    const source = kernel.kernel.wgsl(call, this.device.caps);
+    const updates = updatesOf(kernel);
+    const spliced = group.lowered;
+    const tensors = source.inputs.map((port, i): BoundTensor => {
+      const output = updates.indexOf(i);
+      return {
+        port,
+        type: kernel.src[i]!,
+        access: output >= 0 ? { alias: source.outputs[output]!.name } : "read",
+        split: output >= 0 ? undefined : this.#split(base(kernel.src[i]!)),
+      };
+    });
+    const nodes = kernel.src.map(base);
+    const extra = [...spliced?.reads ?? []];
+    extra.forEach((node, i) => {
+      names.set(node, `operand${i}`);
+      tensors.push({ port: { name: `operand${i}` }, type: node, access: "read", split: this.#split(node) });
+      nodes.push(node);
+    });
+    const results = this.#results(group);
+    source.outputs.forEach((port, i) => {
+      const node = results[i]!;
+      const store = spliced && i === 0 ? generateStore(spliced, node.shape, port.name, access) : undefined;
+      tensors.push({ port, type: spliced ? node : call.outputs[i]!, access: "write", store });
+      nodes.push(node);
+    });
+    const grid = (resolve: Resolver): readonly [number, number, number] =>
+      kernel.kernel.grid(call, this.device.caps, resolve);
+    const { workgroupSize, declarations = "", main, subgroups = false } = source;
+    return { tensors, nodes, code: { workgroupSize, declarations, main, subgroups, grid } };
+  }
+
+  #bind(
+    tensors: BoundTensor[],
+    nodes: Node[],
+    code: Parts["code"],
+    name: string,
+  ): { pipeline: GPUComputePipeline; bindGroup: GPUBindGroup; wgsl: string } {
+    const assembled = assemble(tensors, code, this.device.caps, this.sizeSlots);
+    const { pipeline, layout } = this.device.pipeline(assembled.code, assembled.bindings, name);
+    const entries = assembled.bindings.map(({ tensor, part }, binding): GPUBindGroupEntry => {
+      if (tensor === "sizes") {
+        return { binding, resource: { buffer: this.upload.buffer, offset: 0, size: SIZES_BYTES } };
+      }
+      const place = this.place(nodes[tensor]!), split = tensors[tensor]!.split;
+      const offset = place.offset + (split ? part * split.partBytes : 0);
+      const size = split ? Math.min(split.partBytes, place.bytes - part * split.partBytes) : place.bytes;
+      return { binding, resource: { buffer: place.buffer, offset, size } };
+    });
+    return {
+      pipeline,
+      bindGroup: this.device.gpu.createBindGroup({ layout, entries, label: name }),
+      wgsl: assembled.code,
+    };
+  }
+
+  #info(group: Group, nodes: readonly Node[], wgsl: string): DispatchInfo {
+    const { f16 } = this.device.caps;
+    const resolve: Resolver = (dim) => typeof dim === "number" ? dim : dim.max;
+    const bytes = [...new Set(nodes)].reduce(
+      (sum, n) => sum + elementCount(n.shape) * bytesPerElement(n.dtype, f16),
+      0,
+    );
+    const kernel = group.kernel;
+    const cost = kernel
+      ? kernel.kernel.cost(
+        { params: kernel.params, inputs: kernel.src, outputs: outputTypes(kernel) },
+        this.device.caps,
+        resolve,
+      )
+      : { bytes, flops: generatedFlops(group.lowered!) };
+    return { name: describe(group), fused: fusedNames(group), shape: group.root.shape, cost, wgsl };
+  }
+}
+
+interface Parts {
+  readonly tensors: BoundTensor[];
+  readonly nodes: Node[];
+  readonly code: GroupCode & { readonly subgroups: boolean };
+}
+
+function hostView(host: ArrayBuffer, offset: number, dtype: DType, count: number, f16: boolean): InputSlot["view"] {
+  if (dtype === "f16" && f16) return new Uint16Array(host, offset, count);
+  if (dtype === "f32" || dtype === "f16") return new Float32Array(host, offset, count);
+  return dtype === "i32" ? new Int32Array(host, offset, count) : new Uint32Array(host, offset, count);
+}
+
+/** Further outputs of a kernel that anything reads. */
+function reachableOutputs(groups: readonly Group[], kernel: Node): Map<number, Node> {
+  const found = new Map<number, Node>();
+  for (const group of groups) {
+    for (const node of group.reads) if (node.op === "output" && node.src[0] === kernel) found.set(node.index, node);
+  }
+  return found;
+}
+
+/** Operations of a generated kernel at the greatest sizes: one for each operation and element. */
+function generatedFlops(lowered: Lowered): number {
+  return [...lowered.inlined].reduce((sum, node) => {
+    if (node.op === "map") return sum + elementCount(node.shape);
+    return node.op === "reduce" ? sum + elementCount(node.src[0]!.shape) : sum;
+  }, 0);
+}
+
+function fusedNames(group: Group): string[] {
+  return [...group.lowered?.inlined ?? []].flatMap((node) =>
+    node.op === "map"
+      ? [node.fn]
+      : node.op === "reduce"
+      ? [node.kind]
+      : node.op === "kernel" || node.op === "const"
+      ? []
+      : [node.op]
+  );
+}
+
+function describe(group: Group): string {
+  if (group.kernel) return group.kernel.kernel.name + (group.lowered ? " + epilogue" : "");
+  if (group.root.op === "assign") return "assign";
+  return group.lowered!.phases.length > 0 ? "reduce" : "elementwise";
+}
+
+/** A compiled graph. Make one with {@linkcode compile}. */
+export class Program {
+  #dispatches: readonly Dispatch[];
+  #compiler: Compiler;
+  #disposed = false;
+  #sizes: Uint32Array<ArrayBuffer>;
+  #inputs: Map<string, InputSlot>;
+
+  /** Use {@linkcode compile}. */
+  constructor(readonly device: Device, outputs: readonly Node[], options: CompileOptions) {
+    this.#compiler = new Compiler(device, outputs, options.label ?? "a program", options.rules ?? RULES);
+    this.#dispatches = this.#compiler.compile();
+    this.#sizes = new Uint32Array(this.#compiler.host, 0, 16);
+    this.#inputs = new Map(this.#compiler.inputs.map((slot) => [slot.node.name, slot]));
+    device.check();
+  }
+
+  /** Number of dispatches of a run. */
+  get dispatchCount(): number {
+    return this.#dispatches.length;
+  }
+
+  /** Bytes of GPU memory that the program owns. */
+  get bytes(): number {
+    return this.#compiler.owned.reduce((sum, resident) => sum + resident.bytes, 0);
+  }
+
+  /** What each dispatch is. */
+  get dispatches(): readonly DispatchInfo[] {
+    return this.#dispatches.map((dispatch) => dispatch.info);
+  }
+
+  /**
+   * Uploads the run's values and submits its dispatches in one pass. Returns at once; results are there for the next
+   * submission and for {@linkcode Program.read}.
+   */
+  run(values: RunValues = {}): void {
+    this.#prepare(values);
+    const { gpu } = this.device;
+    const encoder = gpu.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    this.#encode(pass, values.sizes ?? {});
+    pass.end();
+    gpu.queue.submit([encoder.finish()]);
+  }
+
+  #prepare(values: RunValues): void {
+    if (this.#disposed) throw new Error("Cannot run: the program was disposed");
+    this.device.check();
+    for (const storage of this.#compiler.storages) {
+      if (storage.released) throw new Error(`Cannot run: "${storage.label}" was released`);
+    }
+    const sizes = values.sizes ?? {};
+    for (const [name, slot] of this.#compiler.sizeSlots) this.#sizes[slot] = sizes[name] ?? 0;
+    for (const slot of this.#inputs.values()) this.#fill(slot, values.inputs?.[slot.node.name]);
+    for (const name of Object.keys(values.inputs ?? {})) {
+      if (!this.#inputs.has(name)) throw new Error(`Cannot run: the program has no input "${name}"`);
+    }
+    this.device.gpu.queue.writeBuffer(this.#compiler.upload.buffer, 0, this.#compiler.host);
+  }
+
+  #fill({ node, view }: InputSlot, values: ArrayLike<number> | undefined): void {
+    if (values === undefined) {
+      throw new Error(`Cannot run: no value for input "${node.name}" of ${formatShape(node.shape)}`);
+    }
+    if (values.length > view.length) {
+      throw new Error(`Cannot run: ${values.length} values for input "${node.name}" of ${formatShape(node.shape)}`);
+    }
+    if (view instanceof Uint16Array) view.set(Array.from(values, float16Bits));
+    else view.set(values);
+  }
+
+  #encode(pass: GPUComputePassEncoder, sizes: Sizes): void {
+    const resolve: Resolver = (dim) => resolveDim(dim, sizes);
+    let pipeline: GPUComputePipeline | undefined;
+    for (const dispatch of this.#dispatches) {
+      const [x, y, z] = dispatch.fixed ?? dispatch.grid(resolve);
+      if (x === 0 || y === 0 || z === 0) continue;
+      if (dispatch.pipeline !== pipeline) pass.setPipeline(pipeline = dispatch.pipeline);
+      pass.setBindGroup(0, dispatch.bindGroup);
+      pass.dispatchWorkgroups(x, y, z);
+    }
+  }
+
+  /** Reads output `index` of the last run; `sizes` gives the extent of a symbolic one. */
+  async read(index: number, sizes: Sizes = {}): Promise<HostArray> {
+    const node = this.#compiler.outputs[index];
+    if (!node) throw new Error(`Cannot read output ${index}: the program has ${this.#compiler.outputs.length}`);
+    const owner = base(node), place = this.#compiler.place(owner);
+    if (place.offset !== 0) throw new Error(`Cannot read output ${index}: it is an input`);
+    return await this.device.read(place.buffer, node.dtype, elementCount(node.shape, sizes));
+  }
+
+  /** GPU microseconds of each dispatch of one run, by timestamps: a pass a dispatch, so the sum exceeds a run's time. */
+  async profile(values: RunValues = {}): Promise<number[]> {
+    if (!this.device.caps.timestamps) throw new Error("Cannot profile: the device has no timestamps");
+    this.#prepare(values);
+    const { gpu } = this.device,
+      count = this.#dispatches.length * 2,
+      resolve: Resolver = (dim) => resolveDim(dim, values.sizes ?? {});
+    const querySet = gpu.createQuerySet({ type: "timestamp", count });
+    const resolved = this.device.allocate(
+      count * 8,
+      GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+      "timestamps",
+    );
+    const encoder = gpu.createCommandEncoder();
+    this.#dispatches.forEach((dispatch, i) => {
+      const timestampWrites = { querySet, beginningOfPassWriteIndex: 2 * i, endOfPassWriteIndex: 2 * i + 1 };
+      const pass = encoder.beginComputePass({ timestampWrites });
+      const [x, y, z] = dispatch.fixed ?? dispatch.grid(resolve);
+      pass.setPipeline(dispatch.pipeline);
+      pass.setBindGroup(0, dispatch.bindGroup);
+      if (x * y * z > 0) pass.dispatchWorkgroups(x, y, z);
+      pass.end();
+    });
+    encoder.resolveQuerySet(querySet, 0, count, resolved.buffer, 0);
+    gpu.queue.submit([encoder.finish()]);
+    const bytes = await this.device.orFailure(this.device.readback.read(resolved.buffer, 0, count * 8));
+    const ticks = new BigUint64Array(bytes.slice().buffer);
+    querySet.destroy();
+    resolved.release();
+    return this.#dispatches.map((_, i) => Number(ticks[2 * i + 1]! - ticks[2 * i]!) / 1000);
+  }
+
+  /**
+   * A table of the dispatches: name, what was fused, shape, bytes, operations; with `microseconds` from
+   * {@linkcode Program.profile}, time and percent of the roofline.
+   */
+  explain(
+    options: { wgsl?: boolean; microseconds?: readonly number[]; bytesPerSecond?: number; flopsPerSecond?: number } =
+      {},
+  ): string {
+    const { wgsl = false, microseconds, bytesPerSecond = Infinity, flopsPerSecond = Infinity } = options;
+    return this.#dispatches.map(({ info }, i) => {
+      const { name, fused, shape, cost } = info;
+      const time = microseconds?.[i];
+      const least = Math.max(cost.bytes / bytesPerSecond, cost.flops / flopsPerSecond) * 1e6;
+      const timing = time === undefined
+        ? ""
+        : `  ${time.toFixed(1)} us${least > 0 ? ` (${(100 * least / time).toFixed(0)}%)` : ""}`;
+      const parts = fused.length > 0 ? `  [${fused.join(" ")}]` : "";
+      const line = `${`${i}`.padStart(3)}  ${name.padEnd(28)} ${
+        formatShape(shape).padEnd(24)
+      } ${cost.bytes} B  ${cost.flops} FLOP${timing}${parts}`;
+      return wgsl ? `${line}\n${info.wgsl}` : line;
+    }).join("\n");
+  }
+
+  /** Frees the program's memory. Storages it was compiled against stay. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#compiler.owned.forEach((resident) => resident.release());
+  }
+
+  /** Same as {@linkcode Program.dispose}. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Traces `fn`, fuses, plans memory and makes pipelines and bind groups, once. Inputs made inside with
+ * {@linkcode input} and symbolic sizes get their values at each run.
+ */
+export function compile(device: Device, fn: () => Node | readonly Node[], options: CompileOptions = {}): Program {
+  const traced = fn();
+  const outputs = Array.isArray(traced) ? traced as Node[] : [traced as Node];
+  if (outputs.length === 0) throw new Error("Cannot compile a program without outputs");
+  outputs.forEach((node) => {
+    if (isLeaf(producerOf(base(node))) && base(node).op === "input") {
+      throw new Error(`Cannot compile: output is input "${(base(node) as Node & { op: "input" }).name}" itself`);
+    }
+  });
+  return new Program(device, outputs, options);
+}

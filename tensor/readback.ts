@@ -1,0 +1,93 @@
+/**
+ * Reading results back. `await mapAsync` sleeps 10 ms in this runtime after the GPU has finished, whatever the work; the wait
+ * itself happens inside the call. On a staging buffer that was mapped once before, the mapping is there when the call
+ * returns, and the bytes can be taken at once (0.1 ms). That leans on an implementation detail, so it is proven on a
+ * sentinel when the device starts, checked at each read by a word that changes, and replaced by `await` where it fails.
+ *
+ * @module
+ */
+
+const GUARD_BYTES = 16;
+
+/** Reads ranges of buffers to the host. */
+export class Readback {
+  #staging: GPUBuffer | undefined;
+  #capacity = 0;
+  #fast: boolean | undefined;
+  #guard: GPUBuffer | undefined;
+  #ticket = 1;
+  #queue: Promise<unknown> = Promise.resolve();
+
+  /** @param gpu The device. @param allowFast Whether the fast path may be tried. */
+  constructor(readonly gpu: GPUDevice, readonly allowFast: boolean = true) {}
+
+  /** Whether reads are taken without awaiting; undefined before the first. */
+  get fast(): boolean | undefined {
+    return this.#fast;
+  }
+
+  /** Copies `bytes` from `source` and returns them. Calls are served in order. */
+  read(source: GPUBuffer, offset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    const result = this.#queue.then(() => this.#read(source, offset, bytes));
+    this.#queue = result.catch(() => {});
+    return result;
+  }
+
+  async #read(source: GPUBuffer, offset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    if (bytes === 0) return new Uint8Array(0);
+    const size = Math.ceil(bytes / 4) * 4;
+    await this.#reserve(size);
+    const staging = this.#staging!, ticket = this.#ticket++ >>> 0;
+    this.gpu.queue.writeBuffer(this.#guard!, 0, new Uint32Array([ticket]));
+    const encoder = this.gpu.createCommandEncoder();
+    encoder.copyBufferToBuffer(source, offset, staging, GUARD_BYTES, size);
+    encoder.copyBufferToBuffer(this.#guard!, 0, staging, 0, 4);
+    this.gpu.queue.submit([encoder.finish()]);
+    const range = GUARD_BYTES + size;
+    if (this.#fast) {
+      const mapped = staging.mapAsync(GPUMapMode.READ, 0, range);
+      mapped.catch(() => {});
+      const taken = this.#take(staging, ticket, size);
+      if (taken) return taken.subarray(0, bytes);
+      await mapped;
+      this.#fast = false;
+    } else await staging.mapAsync(GPUMapMode.READ, 0, range);
+    const copy = new Uint8Array(staging.getMappedRange(GUARD_BYTES, size).slice(0));
+    staging.unmap();
+    return copy.subarray(0, bytes);
+  }
+
+  /** The bytes, if the mapping is there already and holds this read's ticket. */
+  #take(staging: GPUBuffer, ticket: number, size: number): Uint8Array<ArrayBuffer> | undefined {
+    try {
+      const bytes = staging.getMappedRange(0, GUARD_BYTES + size).slice(0);
+      if (new Uint32Array(bytes, 0, 1)[0] !== ticket) return undefined;
+      staging.unmap();
+      return new Uint8Array(bytes, GUARD_BYTES, size);
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Makes a staging buffer that is large enough, and maps it once with `await`: what the fast path needs. */
+  async #reserve(size: number): Promise<void> {
+    if (this.#staging && this.#capacity >= size) return;
+    this.#staging?.destroy();
+    this.#capacity = Math.max(4096, 2 ** Math.ceil(Math.log2(size)));
+    this.#staging = this.gpu.createBuffer({
+      size: GUARD_BYTES + this.#capacity,
+      usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
+    });
+    this.#guard ??= this.gpu.createBuffer({ size: 16, usage: GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
+    await this.#staging.mapAsync(GPUMapMode.READ);
+    this.#staging.unmap();
+    this.#fast ??= this.allowFast;
+  }
+
+  /** Frees the staging memory. */
+  destroy(): void {
+    this.#staging?.destroy();
+    this.#guard?.destroy();
+    this.#staging = this.#guard = undefined;
+  }
+}

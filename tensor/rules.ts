@@ -1,0 +1,98 @@
+/**
+ * Rewrites of the graph before it is grouped: a table of named rules, each a pattern and what takes its place. A new
+ * optimisation is a new row and a test that shows the dispatch count before and after.
+ *
+ * @module
+ */
+import { maxOf } from "./dim.ts";
+import { kernelNode, type Node, withSources } from "./node.ts";
+
+/** What a rule may ask about the graph. */
+export interface RuleContext {
+  /** Number of distinct nodes that read this one; outputs of the program count too. */
+  readers(node: Node): number;
+}
+
+/** One rewrite. `rewrite` gives the node that takes the place of `node`, or undefined where the pattern does not match. */
+export interface Rule {
+  /** Name, as `explain()` prints it. */
+  readonly name: string;
+  /** The pattern and its replacement. */
+  rewrite(node: Node, context: RuleContext): Node | undefined;
+}
+
+/** The half of a kernel's last axis that a slice takes: 0, 1, or undefined. */
+function halfOf(node: Node): { kernel: Node & { op: "kernel" }; half: number } | undefined {
+  if (node.op !== "slice") return undefined;
+  const kernel = node.src[0]!;
+  if (kernel.op !== "kernel" || kernel.shape.length !== 2) return undefined;
+  const width = maxOf(kernel.shape[1]!), half = maxOf(node.shape[1]!);
+  if (half * 2 !== width || node.start[0] !== 0) return undefined;
+  return node.start[1] === 0 ? { kernel, half: 0 } : node.start[1] === half ? { kernel, half: 1 } : undefined;
+}
+
+/** `silu(first half) * second half` of one matmul's columns is computed by the matmul, which then stores half of them. */
+const siluGate: Rule = {
+  name: "siluGate",
+  rewrite(node, context) {
+    if (node.op !== "map" || node.fn !== "mul") return undefined;
+    for (const [gate, up] of [node.src, [...node.src].reverse()]) {
+      if (gate!.op !== "map" || gate!.fn !== "silu") continue;
+      const left = halfOf(gate!.src[0]!), right = halfOf(up!);
+      if (!left || !right || left.kernel !== right.kernel || left.half !== 0 || right.half !== 1) continue;
+      const { kernel } = left;
+      if (!kernel.kernel.slots?.includes("siluGate") || context.readers(kernel) !== 2) continue;
+      const params = kernel.kernel.withSiluGate?.(kernel.params);
+      if (params !== undefined) return kernelNode(kernel.kernel, kernel.src, params);
+    }
+    return undefined;
+  },
+};
+
+/** All rules, in order of application. */
+export const RULES: readonly Rule[] = [siluGate];
+
+/** A rewritten graph. `order` keeps the place at which each node was traced, which decides what precedes a write. */
+export interface Rewritten {
+  readonly outputs: readonly Node[];
+  readonly order: ReadonlyMap<Node, number>;
+  /** How often each rule applied. */
+  readonly applied: ReadonlyMap<string, number>;
+}
+
+/** Nodes that `outputs` need, in order of construction. */
+export function reachable(outputs: readonly Node[]): Node[] {
+  const seen = new Set<Node>(outputs), stack = [...outputs];
+  for (let node = stack.pop(); node; node = stack.pop()) {
+    for (const source of node.src) {
+      if (!seen.has(source)) {
+        seen.add(source);
+        stack.push(source);
+      }
+    }
+  }
+  return [...seen].sort((a, b) => a.id - b.id);
+}
+
+/** Applies every rule to every node, sources first. */
+export function rewriteGraph(outputs: readonly Node[], rules: readonly Rule[] = RULES): Rewritten {
+  const nodes = reachable(outputs);
+  const readers = new Map<Node, number>();
+  for (const node of nodes) for (const source of new Set(node.src)) readers.set(source, (readers.get(source) ?? 0) + 1);
+  for (const node of outputs) readers.set(node, (readers.get(node) ?? 0) + 1);
+  const context: RuleContext = { readers: (node) => readers.get(node) ?? 0 };
+  const replaced = new Map<Node, Node>(), order = new Map<Node, number>(), applied = new Map<string, number>();
+  nodes.forEach((node, position) => {
+    let next = withSources(node, node.src.map((source) => replaced.get(source)!));
+    if (!readers.has(next)) readers.set(next, context.readers(node));
+    for (const rule of rules) {
+      const result = rule.rewrite(next, context);
+      if (!result) continue;
+      applied.set(rule.name, (applied.get(rule.name) ?? 0) + 1);
+      next = result;
+    }
+    replaced.set(node, next);
+    if (!order.has(next)) order.set(next, position);
+  });
+  return { outputs: outputs.map((node) => replaced.get(node)!), order, applied };
+}
