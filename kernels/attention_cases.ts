@@ -1,6 +1,6 @@
 /** Cases of paged attention: mixes of prefill and decode rows, shuffled blocks, padding rows, both layouts. */
 import { float16Bits, float16Value } from "../tensor/dtype.ts";
-import { type PagedAttentionParams, pagedAttentionKernel } from "./attention.ts";
+import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import type { CaseCall, CaseInput, KernelCase, Random } from "./spec.ts";
 
 /** What a case is made of. */
@@ -49,7 +49,8 @@ export function attentionCall(setting: AttentionSetting, random: Random): CaseCa
   const maxBlocks = Math.max(...blocks, 1), numBlocks = blocks.reduce((a, b) => a + b, 2);
   const free = shuffled(numBlocks, random);
   const tables = blocks.flatMap((count) => Array.from({ length: maxBlocks }, (_, i) => i < count ? free.pop()! : -1));
-  const values = (count: number, round: (x: number) => number) => Float32Array.from({ length: count }, () => round(random.normal()));
+  const values = (count: number, round: (x: number) => number) =>
+    Float32Array.from({ length: count }, () => round(random.normal()));
   const shape = [numBlocks * blockSize, kvHeads, headDim], size = numBlocks * blockSize * kvHeads * headDim;
   const round = pool === "f16" ? half : Math.fround;
   return {
@@ -95,8 +96,9 @@ function tolerance(call: CaseCall<PagedAttentionParams>): number[] {
   return [(call.inputs[0]!.shape[2] as number + 200) * 6 * 2 ** -24];
 }
 
-const bench = (sequences: AttentionSetting["sequences"], kvHeads: number, group: number, headDim: number) => (random: Random) =>
-  attentionCall({ sequences, kvHeads, group, headDim, blockSize: 16, pool: "f16" }, random);
+const bench =
+  (sequences: AttentionSetting["sequences"], kvHeads: number, group: number, headDim: number) => (random: Random) =>
+    attentionCall({ sequences, kvHeads, group, headDim, blockSize: 16, pool: "f16" }, random);
 
 /** Cases of paged attention. */
 export const cases: KernelCase<PagedAttentionParams>[] = [
