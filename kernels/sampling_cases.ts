@@ -1,6 +1,7 @@
 /** Cases of argmax, penalties and sampling: odd vocabularies, ties, minus infinity as the least f32, rows that all differ. */
 import { argmaxKernel, argmaxMergeKernel, type ArgmaxParams, argmaxSlicesKernel } from "./argmax.ts";
-import { penaltiesKernel, type PenaltiesParams, sampleKernel, type SampleParams } from "./sampling.ts";
+import { penaltiesKernel, type PenaltiesParams } from "./penalties.ts";
+import { sampleKernel, type SampleParams } from "./sampling.ts";
 import { filterReference, logSumExpReference, sampleReference } from "./sampling_reference.ts";
 import { decodeSamplingRow, encodeSamplingRows, type SamplingRow } from "./sampling_rows.ts";
 import type { CaseCall, CaseInput, KernelCase, Random } from "./spec.ts";

@@ -1,5 +1,6 @@
 /** The recorded sampling rules, `filter` and `penalties`: on the GPU, and held against the reference on the way. */
-import { penaltiesKernel, sampleKernel } from "../../kernels/sampling.ts";
+import { penaltiesKernel } from "../../kernels/penalties.ts";
+import { sampleKernel } from "../../kernels/sampling.ts";
 import { filterReference, penaltiesReference } from "../../kernels/sampling_reference.ts";
 import { encodeSamplingRows, rowWords, type SamplingRow } from "../../kernels/sampling_rows.ts";
 import { type Device, openDevice } from "../../tensor/device.ts";
