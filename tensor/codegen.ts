@@ -29,9 +29,10 @@ export interface GroupCode {
 export function literalWgsl(value: number, dtype: string): string {
   if (dtype === "bool") return value !== 0 ? "true" : "false";
   if (dtype === "u32") return `${value >>> 0}u`;
-  if (dtype === "i32") return value === -2147483648 ? "(-2147483647i - 1i)" : `${value | 0}i`;
+  if (dtype === "i32") return value === -2147483648 ? "(-2147483647i - 1i)" : value < 0 ? `(${value}i)` : `${value}i`;
   const text = `${Math.fround(value)}`;
-  return `${/[.e]/.test(text) ? text : `${text}.0`}f`;
+  const number = `${/[.e]/.test(text) ? text : `${text}.0`}f`;
+  return number.startsWith("-") ? `(${number})` : number; // two signs in a row would be a decrement
 }
 
 /** Statements of nested scopes: an expression is computed in the outermost scope that knows all its variables. */
@@ -122,11 +123,13 @@ const countWgsl = (shape: Shape): string => {
 
 /** `let i0 = …;` for the axes of a flat position. */
 function indexLines(flat: string, axes: readonly { name: string; size: Dim }[]): string[] {
-  let stride = axes.reduce((n, axis) => n * maxOf(axis.size), 1);
-  return axes.map(({ name, size }, position) => {
-    stride /= maxOf(size);
+  // No thread gets as far as the code of an empty tensor, which has to compile all the same.
+  const extents = axes.map(({ size }) => Math.max(1, maxOf(size)));
+  let stride = extents.reduce((n, extent) => n * extent, 1);
+  return axes.map(({ name }, position) => {
+    stride /= extents[position]!;
     const quotient = stride === 1 ? flat : `(${flat} / ${stride}u)`;
-    return `let ${name} = ${position === 0 ? quotient : `${quotient} % ${maxOf(size)}u`};`;
+    return `let ${name} = ${position === 0 ? quotient : `${quotient} % ${extents[position]}u`};`;
   });
 }
 

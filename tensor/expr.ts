@@ -7,8 +7,8 @@
  */
 import type { Shape } from "./dim.ts";
 import { maxOf } from "./dim.ts";
-import type { DType } from "./dtype.ts";
-import type { ScalarOpName } from "./scalar.ts";
+import { type DType, float16Bits, float16Value, isFloat } from "./dtype.ts";
+import { evaluateScalar, type ScalarOpName, wrap } from "./scalar.ts";
 import type { Node } from "./node.ts";
 
 /** An expression. Index expressions are u32. */
@@ -31,6 +31,25 @@ export type Expr =
   );
 
 type Distribute<T> = T extends Expr ? Omit<T, "id" | "variables"> : never;
+
+const GREATEST = 3.4028234663852886e38;
+
+/** A float that a WGSL literal can hold. What overflows is no promise of ours, only it has to compile. */
+function finite(value: number, dtype: DType): number {
+  if (!isFloat(dtype)) return value;
+  return Number.isNaN(value) ? 0 : Math.fround(Math.min(Math.max(value, -GREATEST), GREATEST));
+}
+
+/** What WGSL's conversions make of a constant: floats saturate, integers keep their bits. */
+function convert(value: number, from: DType, to: DType): number {
+  if (to === "bool") return value !== 0 ? 1 : 0;
+  if (from === "bool") return value !== 0 ? 1 : 0;
+  if (to === "f16") return finite(float16Value(float16Bits(value)), "f16");
+  if (to === "f32") return Math.fround(value);
+  if (!isFloat(from)) return wrap(value, to);
+  const [least, greatest] = to === "i32" ? [-(2 ** 31), 2 ** 31 - 1] : [0, 2 ** 32 - 1];
+  return Math.trunc(Math.min(Math.max(value, least), greatest));
+}
 
 /** Makes expressions; equal ones are one object. One builder serves one generated kernel. */
 export class ExprBuilder {
@@ -73,14 +92,28 @@ export class ExprBuilder {
     return this.#make({ kind: "load", dtype: node.dtype, node, args: [index] });
   }
 
-  /** A scalar operation. */
+  /**
+   * A scalar operation. What is constant is computed here: WGSL refuses a shader with a constant expression that overflows
+   * or divides by zero.
+   */
   apply(fn: ScalarOpName, dtype: DType, args: readonly Expr[]): Expr {
-    return this.#make({ kind: "apply", fn, dtype, operand: args.at(-1)!.dtype, args });
+    const operand = args.at(-1)!.dtype, divisor = args[1];
+    const values = args.flatMap((arg) => arg.kind === "literal" ? [arg.value] : []);
+    if (values.length === args.length) {
+      const [a, b, c] = values as [number, number?, number?];
+      return this.literal(finite(evaluateScalar(fn, operand, a, b, c), dtype), dtype);
+    }
+    if ((fn === "div" || fn === "mod") && !isFloat(dtype) && divisor!.kind === "literal" && divisor!.value === 0) {
+      return fn === "div" ? args[0]! : this.literal(0, dtype);
+    }
+    return this.#make({ kind: "apply", fn, dtype, operand, args });
   }
 
   /** A conversion. */
   cast(arg: Expr, dtype: DType): Expr {
-    return arg.dtype === dtype ? arg : this.#make({ kind: "cast", dtype, args: [arg] });
+    if (arg.dtype === dtype) return arg;
+    if (arg.kind === "literal") return this.literal(convert(arg.value, arg.dtype, dtype), dtype);
+    return this.#make({ kind: "cast", dtype, args: [arg] });
   }
 
   /** Greatest value of an index expression. */

@@ -190,9 +190,10 @@ class Lowerer {
   #gather(node: Node & { op: "gather" }, index: readonly Expr[]): Expr {
     const build = this.builder, [table, indices] = node.src as [Node, Node];
     const rank = indices.shape.length;
-    const raw = build.cast(this.lower(indices, index.slice(0, rank)), "i32");
-    const last = build.literal(maxOf(table.shape[0]!) - 1, "i32");
-    const clamped = build.apply("min", "i32", [build.apply("max", "i32", [raw, build.literal(0, "i32")]), last]);
+    const raw = this.lower(indices, index.slice(0, rank)), type = raw.dtype;
+    const last = build.literal(maxOf(table.shape[0]!) - 1, type);
+    const positive = type === "i32" ? build.apply("max", type, [raw, build.literal(0, type)]) : raw;
+    const clamped = build.apply("min", type, [positive, last]);
     return this.lower(table, [build.cast(clamped, "u32"), ...index.slice(rank)]);
   }
 
