@@ -1,5 +1,5 @@
 /** Single operations and sampling rules against torch in float64: `ops.json` lists the cases. */
-import { type Operation, operations } from "./operations.ts";
+import { type Operation, operations, type Results } from "./operations.ts";
 import type { Report } from "./report.ts";
 import { differValues, readTensors, type RecordedTensor } from "./tensors.ts";
 
@@ -49,18 +49,33 @@ async function check(
   };
   try {
     const inputs = Object.fromEntries(Object.entries(recorded.inputs).map(([name, at]) => [name, lookUp(at)]));
-    const results = await operation(inputs, recorded.params);
-    for (const [name, at] of Object.entries(recorded.outputs)) {
-      const result = results[name];
-      if (result === undefined) return `${name}: no result`;
-      const expected = lookUp(at);
-      const exact = expected.dtype !== "F32";
-      const absolute = exact ? 0 : ERROR_FACTOR * recorded.float32_error;
-      const difference = differValues(result, expected.values, absolute, exact ? 0 : RELATIVE_ERROR);
-      if (difference !== undefined) return `${name}: ${difference}`;
+    for (const results of await operation(inputs, recorded.params)) {
+      const difference = differResults(recorded, results, lookUp);
+      if (difference !== undefined) return difference;
     }
     return undefined;
   } catch (error) {
     return `throws ${error instanceof Error ? error.stack ?? error.message : error}`;
   }
+}
+
+function differResults(
+  { outputs, float32_error: error }: OpCase,
+  results: Results,
+  lookUp: (at: TensorReference) => RecordedTensor,
+): string | undefined {
+  for (const [name, at] of Object.entries(outputs)) {
+    const result = results[name];
+    if (result === undefined) return `${name}: no result`;
+    const expected = lookUp(at);
+    const exact = expected.dtype !== "F32";
+    const difference = differValues(
+      result,
+      expected.values,
+      exact ? 0 : ERROR_FACTOR * error,
+      exact ? 0 : RELATIVE_ERROR,
+    );
+    if (difference !== undefined) return `${name}: ${difference}`;
+  }
+  return undefined;
 }
