@@ -3,7 +3,7 @@
  * graphs share a program, which saves submissions and read-backs and mixes their memory plans.
  */
 import fc from "fast-check";
-import { type Device, openDevice } from "../tensor/device.ts";
+import { Device, openDevice } from "../tensor/device.ts";
 import { formatGraph } from "../tensor/format.ts";
 import { compile } from "../tensor/program.ts";
 import { buildGraph, type RandomGraph, type Recipe, recipes, runsOf } from "./random_graph.ts";
@@ -41,11 +41,23 @@ async function findDifference(device: Device, graphs: readonly RandomGraph[]): P
   return undefined;
 }
 
+/** Devices that generate different code. The second has the paths of a discrete GPU, which run on any device. */
+const VARIANTS: readonly (() => Promise<Device>)[] = [
+  openDevice,
+  async () => {
+    const { gpu, info, caps, memoryLimit } = await openDevice();
+    return new Device(gpu, info, { ...caps, cpu: false }, memoryLimit, true);
+  },
+  () => openDevice({ disable: ["f16", "subgroups"] }),
+];
+
 class Checker {
   #device: Device | undefined;
 
+  constructor(readonly open: () => Promise<Device>) {}
+
   async difference(list: readonly Recipe[]): Promise<string | undefined> {
-    this.#device ??= await openDevice();
+    this.#device ??= await this.open();
     // A graph of nothing but inputs computes nothing.
     const graphs = list.map((recipe, i) => buildGraph(recipe, `g${i}`)).filter((graph) => graph.roots.length > 0);
     if (graphs.length === 0) return undefined;
@@ -82,9 +94,10 @@ Deno.test(`${GRAPHS} random graphs give on the GPU what the interpreter gives`, 
   const seed = Number(Deno.env.get("TINYLLM_SEED") ?? (LONG ? Date.now() & 0x7fffffff : 20_240_601));
   const nothing = fc.asyncProperty<[Recipe]>(recipes, async () => {});
   const drawn = fc.sample(nothing, { numRuns: GRAPHS, seed }).map(([recipe]) => recipe);
-  const checker = new Checker();
+  const checkers = VARIANTS.map((open) => new Checker(open));
   try {
     for (let start = 0; start < GRAPHS; start += BATCH) {
+      const checker = checkers[start / BATCH % checkers.length]!;
       const batch = drawn.slice(start, start + BATCH);
       const together = await checker.difference(batch);
       if (together === undefined) continue;
@@ -97,6 +110,6 @@ Deno.test(`${GRAPHS} random graphs give on the GPU what the interpreter gives`, 
       );
     }
   } finally {
-    checker.close();
+    checkers.forEach((checker) => checker.close());
   }
 });
