@@ -1,0 +1,21 @@
+/**
+ * The two ways a command ends early: it was called wrongly (exit code 2), or the user stopped it (130). All other errors
+ * end it with 1.
+ *
+ * @module
+ */
+
+/** The command line says something that cannot be meant; the message names the flag and the remedy. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+/** Exit codes. */
+export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
+
+/** An error in one line; all of it, with its stack, where `debug` is set. */
+export function errorText(error: unknown, debug: boolean): string {
+  if (!(error instanceof Error)) return String(error);
+  if (debug) return Deno.inspect(error, { colors: false });
+  return error.message.replace(/\s*\n\s*/g, " ").trim() || error.name;
+}

@@ -1,0 +1,71 @@
+/**
+ * From options to a loaded model, and to what is asked of it.
+ *
+ * @module
+ */
+import type { GenerateOptions, SamplingOptions } from "../serving/request.ts";
+import { UsageError } from "./errors.ts";
+import type { CommandContext } from "./context.ts";
+import type { LoadedModel, LoadOptions } from "./library.ts";
+import type { Options } from "./options.ts";
+import { ProgressLine } from "./progress.ts";
+
+/** The options that say how to load a model. */
+export function loadOptions(options: Options): LoadOptions {
+  const { precision, kvDtype, device, contextLength, revision } = options;
+  return present({ precision, kvDtype, device, contextLength, revision });
+}
+
+/** The options that say how tokens are chosen. */
+export function samplingOptions(options: Options): SamplingOptions {
+  const { maxTokens, temperature, topK, topP, minP, seed, stop, logitBias, ignoreEos } = options;
+  const { repetitionPenalty, presencePenalty, frequencyPenalty } = options;
+  const penalties = { repetitionPenalty, presencePenalty, frequencyPenalty };
+  return present({ maxTokens, temperature, topK, topP, minP, ...penalties, seed, stop, logitBias, ignoreEos });
+}
+
+/** Loads the model of `-m`, with a line of progress; Ctrl-C stops it. */
+export async function loadModel(context: CommandContext): Promise<LoadedModel> {
+  const { options, terminal, interrupts } = context;
+  const signal = interrupts.begin();
+  try {
+    await using progress = new ProgressLine(terminal);
+    const { loadModel } = await context.library();
+    const onProgress = progress.update.bind(progress);
+    return await loadModel(options.model, { ...loadOptions(options), onProgress, signal });
+  } finally {
+    interrupts.end();
+  }
+}
+
+/**
+ * A prompt as the model takes it: ids, raw text, or one user's message.
+ *
+ * A model without a chat template was never taught conversations: it gets the text as it is.
+ */
+export function requestOf(
+  model: LoadedModel,
+  options: Options,
+  prompt: string | undefined,
+): Pick<GenerateOptions, "tokens" | "prompt" | "messages"> {
+  if (prompt === undefined) return { tokens: options.tokenIds! };
+  if (!model.tokenizer) {
+    throw new Error(`${model.name} has no tokenizer: give token ids, as in --token-ids "1,2,3"`);
+  }
+  if (options.raw || !model.chatTemplate) {
+    if (options.system !== undefined) {
+      const reason = options.raw ? "with --raw" : `since ${model.name} has no chat template`;
+      throw new UsageError(`--system has no place ${reason}: write it into the prompt`);
+    }
+    return { prompt };
+  }
+  const system = options.system === undefined ? [] : [{ role: "system", content: options.system }];
+  return { messages: [...system, { role: "user", content: prompt }] };
+}
+
+type Present<T> = { [Key in keyof T]?: Exclude<T[Key], undefined> };
+
+/** The fields that are there: an absent option is not the same as `undefined`. */
+function present<T extends object>(fields: T): Present<T> {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as Present<T>;
+}

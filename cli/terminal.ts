@@ -1,0 +1,105 @@
+/**
+ * The process as the commands see it: streams, environment, clock, files. An interface, so that tests run the whole command
+ * line without a process.
+ *
+ * @module
+ */
+
+/** Standard output or standard error. */
+export interface Output {
+  readonly isTerminal: boolean;
+  /** Writes all of `text`; rejects with {@link OutputClosed} where nobody reads any more. */
+  write(text: string): Promise<void>;
+}
+
+/** Standard input. */
+export interface Input {
+  readonly isTerminal: boolean;
+  /** The next bytes that are there; undefined at the end. */
+  read(): Promise<Uint8Array | undefined>;
+  /** Whether keys arrive one by one, unechoed, Ctrl-C among them. */
+  setRaw(raw: boolean): void;
+}
+
+/** All that a command touches outside the model. */
+export interface Terminal {
+  readonly stdout: Output;
+  readonly stderr: Output;
+  readonly stdin: Input;
+  /** A variable of the environment; undefined where unset, empty, or without permission to ask. */
+  env(name: string): string | undefined;
+  /** Width of the terminal in characters. */
+  columns(): number;
+  /** Milliseconds, monotonic. */
+  now(): number;
+  /** Calls `handler` at each Ctrl-C, instead of ending the process, until disposed. */
+  onInterrupt(handler: () => void): Disposable;
+  readTextFile(path: string): Promise<string>;
+  writeTextFile(path: string, text: string): Promise<void>;
+}
+
+/** Whoever read the output is gone, as in `tinyllm … | head -1`. */
+export class OutputClosed extends Error {
+  override readonly name = "OutputClosed";
+}
+
+/** Width where the output is no terminal. */
+const DEFAULT_COLUMNS = 100;
+
+/** The process's own terminal. */
+export function denoTerminal(): Terminal {
+  return {
+    stdout: denoOutput(Deno.stdout),
+    stderr: denoOutput(Deno.stderr),
+    stdin: denoInput(),
+    env: readEnv,
+    columns: () => {
+      try {
+        return Deno.consoleSize().columns || DEFAULT_COLUMNS;
+      } catch {
+        return DEFAULT_COLUMNS;
+      }
+    },
+    now: () => performance.now(),
+    onInterrupt(handler) {
+      Deno.addSignalListener("SIGINT", handler);
+      return { [Symbol.dispose]: () => Deno.removeSignalListener("SIGINT", handler) };
+    },
+    readTextFile: (path) => Deno.readTextFile(path),
+    writeTextFile: (path, text) => Deno.writeTextFile(path, text),
+  };
+}
+
+function denoOutput(stream: typeof Deno.stdout): Output {
+  const encoder = new TextEncoder();
+  return {
+    isTerminal: stream.isTerminal(),
+    async write(text) {
+      let bytes = encoder.encode(text);
+      try {
+        while (bytes.length > 0) bytes = bytes.subarray(await stream.write(bytes));
+      } catch (cause) {
+        if (cause instanceof Deno.errors.BrokenPipe) throw new OutputClosed("Nobody reads the output", { cause });
+        throw cause;
+      }
+    },
+  };
+}
+
+function denoInput(): Input {
+  const buffer = new Uint8Array(64 * 1024);
+  return {
+    isTerminal: Deno.stdin.isTerminal(),
+    async read() {
+      const count = await Deno.stdin.read(buffer);
+      return count === null ? undefined : buffer.slice(0, count);
+    },
+    setRaw: (raw) => Deno.stdin.setRaw(raw),
+  };
+}
+
+/** Asked first, so that a command with few permissions does not stop to ask for one. */
+function readEnv(name: string): string | undefined {
+  if (Deno.permissions.querySync({ name: "env", variable: name }).state !== "granted") return undefined;
+  return Deno.env.get(name) || undefined;
+}

@@ -1,0 +1,92 @@
+/**
+ * How the text behind a flag becomes a value. A reader throws a message that completes the sentence `--flag …`.
+ *
+ * @module
+ */
+
+/** Reads one kind of value. */
+export interface ValueReader<T> {
+  /** What `--help` shows for the value, such as `N`. */
+  readonly placeholder: string;
+  /** The value that `text` says, after what earlier flags of the same name said. */
+  read(text: string, previous: T | undefined): T;
+}
+
+/** Any text. */
+export function text(placeholder: string): ValueReader<string> {
+  return { placeholder, read: (value) => value };
+}
+
+/** Text, given any number of times. */
+export function texts(placeholder: string): ValueReader<readonly string[]> {
+  return {
+    placeholder,
+    read(value, previous = []) {
+      if (value === "") throw new Error("needs text, and was given none");
+      return [...previous, value];
+    },
+  };
+}
+
+/** One of a few words. */
+export function choice<const T extends string>(...words: readonly T[]): ValueReader<T> {
+  return {
+    placeholder: words.join("|"),
+    read(value) {
+      const word = words.find((candidate) => candidate === value);
+      if (word === undefined) throw new Error(`needs one of ${words.join(", ")}, and was given "${value}"`);
+      return word;
+    },
+  };
+}
+
+/** A whole number. */
+export function integer(least: number, most: number = Number.MAX_SAFE_INTEGER): ValueReader<number> {
+  return { placeholder: "N", read: (value) => readNumber(value, least, most, "a whole number") };
+}
+
+/** A number. */
+export function number(least: number, most: number = Infinity): ValueReader<number> {
+  return { placeholder: "X", read: (value) => readNumber(value, least, most, "a number") };
+}
+
+/** Token ids, with commas or spaces between them. */
+export const tokenIds: ValueReader<readonly number[]> = {
+  placeholder: "IDS",
+  read(value) {
+    const words = value.replace(/^\s*\[|\]\s*$/g, "").split(/[\s,]+/).filter((word) => word !== "");
+    if (words.length === 0) throw new Error(`needs token ids such as "1,2,3", and was given "${value}"`);
+    return words.map((word) => readNumber(word, 0, 2 ** 31 - 1, "whole numbers"));
+  },
+};
+
+/** What is added to logits by token id; as in llama.cpp, `15043+1` or `15043-1` too. */
+export const logitBias: ValueReader<Readonly<Record<number, number>>> = {
+  placeholder: "ID=X",
+  read(value, previous = {}) {
+    const match = /^(\d+)(?:=|(?=[+-]))(.+)$/.exec(value);
+    const bias = Number(match?.[2]);
+    if (!match || Number.isNaN(bias)) {
+      throw new Error(`needs a token id and a number such as 42=-1.5, and was given "${value}"`);
+    }
+    return { ...previous, [Number(match[1])]: bias };
+  },
+};
+
+/** Whether a switch's variable in the environment is on. */
+export function readSwitch(value: string): boolean {
+  const word = value.toLowerCase();
+  if (["1", "true", "yes", "on"].includes(word)) return true;
+  if (["0", "false", "no", "off"].includes(word)) return false;
+  throw new Error(`needs 1 or 0, and was given "${value}"`);
+}
+
+function readNumber(value: string, least: number, most: number, kind: string): number {
+  const result = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value.trim()) ? Number(value) : NaN;
+  const whole = kind.includes("whole");
+  if (Number.isFinite(result) && result >= least && result <= most && (!whole || Number.isSafeInteger(result))) {
+    return result;
+  }
+  const range = most >= Number.MAX_SAFE_INTEGER ? `of at least ${least}` : `from ${least} to ${most}`;
+  throw new Error(`needs ${kind} ${range}, and was given "${value}"`);
+}
