@@ -6,10 +6,9 @@
  *
  * @module
  */
-import { hasMemory, lower, type Lowered, NeedsMemory } from "./lower.ts";
-import { base } from "./lower.ts";
+import { base, hasMemory, lower, type Lowered, NeedsMemory } from "./lower.ts";
 import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
-import type { Rewritten } from "./rules.ts";
+import { reachable, type Rewritten } from "./rules.ts";
 
 /** Nodes of one dispatch. */
 export interface Group {
@@ -41,14 +40,20 @@ export function isLeaf(node: Node): boolean {
 
 class Grouping {
   readonly realised = new Set<Node>();
+  #cache = new Map<Node, Group>();
+  #readers = new Map<Node, number>();
 
   constructor(readonly graph: Rewritten, readonly maxBindings: number) {
-    for (const node of graph.outputs) this.#realise(node);
+    for (const node of graph.outputs) this.#realise(base(node));
+    for (const node of reachable(graph.outputs)) {
+      for (const source of new Set(node.src)) this.#readers.set(source, (this.#readers.get(source) ?? 0) + 1);
+    }
   }
 
+  /** Gives a node memory of its own; groups that computed it inside are to be made anew. */
   #realise(node: Node): void {
-    const owner = base(node);
-    if (!hasMemory(owner)) this.realised.add(owner);
+    this.realised.add(node);
+    for (const [root, group] of this.#cache) if (group.lowered?.inlined.has(node)) this.#cache.delete(root);
   }
 
   /** Groups by root, or undefined where a new root was found. */
@@ -58,18 +63,33 @@ class Grouping {
     const users = new Map<Node, Node>();
     for (let root = pending.pop(); root; root = pending.pop()) {
       if (isLeaf(root) || groups.has(root)) continue;
-      const group = this.#group(root);
+      const group = this.#cache.get(root) ?? this.#group(root);
+      if (group) this.#cache.set(root, group);
       if (!group || !this.#claim(group, users) || !this.#fits(group)) return undefined;
       groups.set(root, group);
       pending.push(...group.reads.map((node) => producerOf(node)));
     }
-    return this.#respectsWrites(groups) ? groups : undefined;
+    return this.#computesOnce(groups) && this.#respectsWrites(groups) ? groups : undefined;
+  }
+
+  /** A node that is a root of its own is read there, not computed again inside another group. */
+  #computesOnce(groups: Map<Node, Group>): boolean {
+    for (const { root, lowered } of groups.values()) {
+      const twice = [...lowered?.inlined ?? []].find((node) => node !== root && groups.has(node));
+      if (!twice) continue;
+      this.#realise(twice);
+      return false;
+    }
+    return true;
   }
 
   #group(root: Node): Group | undefined {
     if (root.op === "kernel") return { root, lowered: undefined, kernel: root, reads: this.#kernelReads(root) };
     try {
-      const lowered = lower(root, this.realised, (kernel) => this.#splices(kernel));
+      const lowered = lower(root, this.realised, {
+        fusable: (kernel) => this.#splices(kernel),
+        readers: (node) => this.#readers.get(node) ?? 0,
+      });
       const kernel = lowered.anchor;
       const reads = new Set([...lowered.reads, ...(kernel ? this.#kernelReads(kernel) : [])]);
       if (root.op === "assign") this.#state(root).forEach((node) => reads.add(node));
@@ -77,7 +97,6 @@ class Grouping {
     } catch (cause) {
       if (!(cause instanceof NeedsMemory)) throw cause;
       this.#realise(cause.node);
-      this.realised.add(cause.node);
       return undefined;
     }
   }
@@ -90,7 +109,7 @@ class Grouping {
   #kernelReads(kernel: Node): Node[] {
     return kernel.src.map((source) => {
       const owner = base(source);
-      if (!hasMemory(owner)) this.realised.add(owner);
+      if (!hasMemory(owner) && !this.realised.has(owner)) this.#realise(owner);
       return owner;
     });
   }
@@ -106,7 +125,7 @@ class Grouping {
       if (node === group.root || isCheap(node)) continue;
       const other = users.get(node);
       if (other && other !== group.root) {
-        this.realised.add(node);
+        this.#realise(node);
         return false;
       }
       users.set(node, group.root);
@@ -119,7 +138,7 @@ class Grouping {
     if (group.reads.length + RESERVED_BINDINGS <= this.maxBindings || !group.lowered) return true;
     const inner = [...group.lowered.inlined].filter((n) => n !== group.root && n.op === "map" && !this.realised.has(n));
     if (inner.length === 0) return true;
-    this.realised.add(inner.reduce((a, b) => sizeOf(a) > sizeOf(b) ? a : b));
+    this.#realise(inner.reduce((a, b) => sizeOf(a) > sizeOf(b) ? a : b));
     return false;
   }
 
@@ -136,14 +155,14 @@ class Grouping {
         const writer = state && writers.get(`${state.storage.id}v${state.version + 1}`);
         if (writer === undefined || writer >= at(group.root)) continue;
         if (group.kernel && group.kernel !== group.root && at(group.kernel) < writer) {
-          this.realised.add(group.kernel);
+          this.#realise(group.kernel);
           return false;
         }
         const reader = this.#readerBefore(group, read, writer);
         if (!reader) {
           throw new Error(`Cannot order the program: "${state!.storage.label}" is read after it was overwritten`);
         }
-        this.realised.add(reader);
+        this.#realise(reader);
         return false;
       }
       if (!this.#writesOwnElement(group)) return false;
@@ -174,7 +193,7 @@ class Grouping {
     );
     if (!lowered.reads.has(target)) return true;
     if (lowered.phases.length === 0 && loadsOnlyAt(lowered.body, target, own)) return true;
-    this.realised.add(value);
+    this.#realise(value);
     return false;
   }
 }

@@ -79,8 +79,9 @@ class Lowerer {
   anchor: (Node & { op: "kernel" }) | undefined;
   #memo = new Map<string, Expr>();
   #output: Expr[];
+  #path: Node[] = [];
 
-  constructor(readonly root: Node, readonly realised: ReadonlySet<Node>, readonly fusable: (kernel: Node) => boolean) {
+  constructor(readonly root: Node, readonly realised: ReadonlySet<Node>, readonly context: LowerContext) {
     this.index = root.shape.map((dim, axis) => dim === 1 ? undefined : `i${axis}`);
     this.#output = root.shape.map((dim, axis) => this.#axis(`i${axis}`, maxOf(dim)));
   }
@@ -103,7 +104,9 @@ class Lowerer {
     const key = `${node.id}:${index.map((i) => i.id).join()}`;
     let expr = this.#memo.get(key);
     if (!expr) {
+      this.#path.push(node);
       expr = this.#lower(node, index);
+      this.#path.pop();
       this.#memo.set(key, expr);
     }
     return expr;
@@ -159,13 +162,18 @@ class Lowerer {
 
   /** Whether a kernel's result may be taken from its store: same element, nothing reduced, one kernel a group. */
   #splices(node: Node & { op: "kernel" }, index: readonly Expr[]): boolean {
-    if (this.realised.has(node) || this.root.op === "assign" || !this.fusable(node)) return false;
+    if (this.realised.has(node) || this.root.op === "assign" || !this.context.fusable(node)) return false;
     const same = index.length === this.#output.length && index.every((i, axis) => i === this.#output[axis]) &&
       node.shape.every((dim, axis) => maxOf(dim) === maxOf(this.root.shape[axis]!));
-    if (!same || this.rows || (this.anchor && this.anchor !== node)) throw new NeedsMemory(node);
+    if (!same || this.rows || (this.anchor && this.anchor !== node)) throw new NeedsMemory(this.#sharedAbove(node));
     this.anchor = node;
     this.inlined.add(node);
     return true;
+  }
+
+  /** The nearest node above a kernel that others read too: storing that one leaves the kernel free to be fused into it. */
+  #sharedAbove(kernel: Node): Node {
+    return this.#path.findLast((n) => n.op === "map" && n !== this.root && this.context.readers(n) > 1) ?? kernel;
   }
 
   #pad(node: Node & { op: "pad" }, index: readonly Expr[]): Expr {
@@ -222,11 +230,15 @@ class Lowerer {
   }
 }
 
-/**
- * Lowers the group of `root`. Throws {@linkcode NeedsMemory} where a node inside has to be realised before.
- *
- * @param fusable Whether a kernel's store may be spliced into.
- */
-export function lower(root: Node, realised: ReadonlySet<Node>, fusable: (kernel: Node) => boolean): Lowered {
-  return new Lowerer(root, realised, fusable).run();
+/** What lowering asks about the graph. */
+export interface LowerContext {
+  /** Whether a kernel's store may be spliced into. */
+  fusable(kernel: Node): boolean;
+  /** Number of nodes that read this one. */
+  readers(node: Node): number;
+}
+
+/** Lowers the group of `root`. Throws {@linkcode NeedsMemory} where a node inside has to be realised before. */
+export function lower(root: Node, realised: ReadonlySet<Node>, context: LowerContext): Lowered {
+  return new Lowerer(root, realised, context).run();
 }

@@ -1,0 +1,62 @@
+/**
+ * The one form in which a forward pass is asked for: flat tokens of any number of sequences, and where each is. Prefill,
+ * decode, chunked prefill and any mix of them are values of these; one sequence is a batch of one.
+ *
+ * @module
+ */
+import { type Dim, Sym } from "../tensor/dim.ts";
+import { input, type Node } from "../tensor/node.ts";
+
+/** The greatest batch that a program is captured for. */
+export interface BatchLimits {
+  /** Most tokens of a step. */
+  readonly maxTokens: number;
+  /** Most sequences of a step. */
+  readonly maxSequences: number;
+  /** Most blocks of a sequence. */
+  readonly maxBlocks: number;
+  /** Most rows that need logits. */
+  readonly maxLogitRows: number;
+}
+
+/** The inputs of a forward pass, all i32. */
+export interface Batch {
+  /** `[tokens]`: ids, sequence after sequence. */
+  readonly tokens: Node;
+  /** `[tokens]`: position of each in its sequence, from 0. */
+  readonly positions: Node;
+  /** `[tokens]`: the pool row where its key and value go. */
+  readonly slotMapping: Node;
+  /** `[maxSequences + 1]`: first token of each sequence, then the number of tokens. */
+  readonly queryStart: Node;
+  /** `[sequences]`: positions that each sequence has after this step. */
+  readonly contextLens: Node;
+  /** `[sequences, maxBlocks]`: the blocks of each sequence's context, in order. */
+  readonly blockTables: Node;
+  /** `[rows]`: the tokens that need logits. */
+  readonly logitRows: Node;
+}
+
+/** The sizes and values of one step, by the names of {@linkcode batchInputs}. */
+export interface BatchValues {
+  /** Values of the inputs. */
+  readonly inputs: Readonly<Record<keyof Batch, Int32Array>>;
+  /** Values of the symbolic sizes. */
+  readonly sizes: { readonly tokens: number; readonly sequences: number; readonly rows: number };
+}
+
+/** The input nodes of a batch within limits. */
+export function batchInputs(limits: BatchLimits): Batch {
+  const tokens = new Sym("tokens", limits.maxTokens), sequences = new Sym("sequences", limits.maxSequences);
+  const rows = new Sym("rows", limits.maxLogitRows);
+  const whole = (name: keyof Batch, shape: Dim[]): Node => input(name, "i32", shape);
+  return {
+    tokens: whole("tokens", [tokens]),
+    positions: whole("positions", [tokens]),
+    slotMapping: whole("slotMapping", [tokens]),
+    queryStart: whole("queryStart", [limits.maxSequences + 1]),
+    contextLens: whole("contextLens", [sequences]),
+    blockTables: whole("blockTables", [sequences, limits.maxBlocks]),
+    logitRows: whole("logitRows", [rows]),
+  };
+}

@@ -1,0 +1,220 @@
+/**
+ * The decoder that Qwen2 (Yang et al. 2024), Qwen3 and Llama 3 share: pre-norm blocks of grouped-query attention with rotary
+ * positions and a SwiGLU feed-forward layer. Where the papers differ, a config field says so: biases on q, k and v
+ * (Qwen2), norms on each query and key head (Qwen3).
+ *
+ * @module
+ */
+import { pagedAttention } from "../kernels/attention.ts";
+import { embedding } from "../kernels/embedding.ts";
+import { ropeAndWriteKv } from "../kernels/kv_write.ts";
+import { linear } from "../kernels/quantised_matmul.ts";
+import { rmsNorm } from "../kernels/norm.ts";
+import type { Device } from "../tensor/device.ts";
+import { maxOf } from "../tensor/dim.ts";
+import { buffer, gather, map, type Node, pad, slice } from "../tensor/node.ts";
+import { Storage } from "../tensor/storage.ts";
+import type { Batch } from "./batch.ts";
+import type { Checkpoint } from "./checkpoint.ts";
+import type { DecoderConfig } from "./config.ts";
+import type { KvCache } from "./kv_cache.ts";
+import { ropeTable } from "./rope_frequencies.ts";
+import { sameFormat, type StoredWeight, WeightLoader, weightNode } from "./weights.ts";
+
+/** Matrices applied to one input: one where formats agree, else one each, side by side. */
+interface Projection {
+  readonly weights: readonly StoredWeight[];
+  readonly bias: Storage | undefined;
+}
+
+/** Weights of one block. */
+interface Layer {
+  readonly attentionNorm: Storage;
+  readonly qkv: Projection;
+  readonly qNorm: Storage | undefined;
+  readonly kNorm: Storage | undefined;
+  readonly attentionOutput: Projection;
+  readonly mlpNorm: Storage;
+  readonly gateUp: Projection;
+  readonly down: Projection;
+}
+
+/** All weights of a decoder, on a device. */
+export interface DecoderWeights {
+  readonly embedding: StoredWeight;
+  readonly layers: readonly Layer[];
+  readonly norm: Storage;
+  readonly head: StoredWeight;
+  /** `[positions, rotaryDim / 2, 2]`: cosines and sines, computed in float64. */
+  readonly rope: Storage;
+  /** Bytes on the device. */
+  readonly bytes: number;
+  /** Frees them. */
+  release(): void;
+}
+
+/** How weights are loaded. */
+export interface LoadWeightsOptions {
+  /** Positions that the rotary table covers. */
+  readonly positions: number;
+  /** Called with the bytes loaded so far. */
+  readonly onBytes?: (loaded: number) => void;
+  /** Stops loading. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Loads a decoder's weights. On any error everything loaded is freed. */
+export async function loadDecoder(
+  device: Device,
+  checkpoint: Checkpoint,
+  config: DecoderConfig,
+  options: LoadWeightsOptions,
+): Promise<DecoderWeights> {
+  const loader = new WeightLoader(device, checkpoint, config, options.onBytes, options.signal);
+  try {
+    const { hiddenSize, vocabSize, numLayers } = config;
+    const matrix = (path: string): Promise<StoredWeight> => loader.matrix([loader.locate(path, vocabSize, hiddenSize)]);
+    const embedding = await matrix("model.embed_tokens");
+    const layers: Layer[] = [];
+    for (let n = 0; n < numLayers; n++) layers.push(await loadLayer(loader, config, `model.layers.${n}`));
+    const norm = await loader.vector(["model.norm.weight"], [hiddenSize]);
+    const head = config.tieWordEmbeddings ? embedding : await matrix("lm_head");
+    const rope = new Storage(
+      "f32",
+      [options.positions, config.rope.rotaryDim / 2, 2],
+      ropeTable(config.rope, options.positions),
+      "rotary table",
+    );
+    device.resident(rope);
+    const storages = [...loader.storages, rope];
+    const bytes = storages.reduce((sum, storage) => sum + storage.resident!.bytes, 0);
+    return {
+      embedding,
+      layers,
+      norm,
+      head,
+      rope,
+      bytes,
+      release: () => storages.forEach((storage) => storage.release()),
+    };
+  } catch (cause) {
+    loader.release();
+    throw cause;
+  }
+}
+
+async function loadLayer(loader: WeightLoader, config: DecoderConfig, path: string): Promise<Layer> {
+  const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim } = config;
+  const width = numHeads * headDim, kvWidth = numKvHeads * headDim, attention = `${path}.self_attn`;
+  const norm = (name: string, size: number): Promise<Storage> => loader.vector([`${path}.${name}.weight`], [size]);
+  const project = async (names: string[], rows: number[], columns: number, bias: boolean): Promise<Projection> => {
+    const located = names.map((name, i) => loader.locate(`${path}.${name}`, rows[i]!, columns));
+    const joined = located.every((part) => sameFormat(part.format, located[0]!.format))
+      ? [located]
+      : located.map((part) => [part]);
+    const weights: StoredWeight[] = [];
+    for (const parts of joined) weights.push(await loader.matrix(parts));
+    return { weights, bias: bias ? await loader.vector(names.map((name) => `${path}.${name}.bias`), rows) : undefined };
+  };
+  return {
+    attentionNorm: await norm("input_layernorm", hiddenSize),
+    qkv: await project(
+      ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+      [width, kvWidth, kvWidth],
+      hiddenSize,
+      config.attentionBias,
+    ),
+    qNorm: config.qkNorm ? await loader.vector([`${attention}.q_norm.weight`], [headDim]) : undefined,
+    kNorm: config.qkNorm ? await loader.vector([`${attention}.k_norm.weight`], [headDim]) : undefined,
+    attentionOutput: await project(["self_attn.o_proj"], [hiddenSize], width, config.attentionOutputBias),
+    mlpNorm: await norm("post_attention_layernorm", hiddenSize),
+    gateUp: await project(
+      ["mlp.gate_proj", "mlp.up_proj"],
+      [intermediateSize, intermediateSize],
+      hiddenSize,
+      config.mlpBias,
+    ),
+    down: await project(["mlp.down_proj"], [hiddenSize], intermediateSize, config.mlpBias),
+  };
+}
+
+/** `x W^T + b`; matrices of different formats fill their columns of the result side by side. */
+function project(x: Node, { weights, bias }: Projection): Node {
+  const rows = weights.reduce((sum, weight) => sum + weight.rows, 0);
+  let at = 0;
+  const columns = weights.map((weight) => {
+    const part = linear(x, weightNode(weight));
+    const placed = pad(part, [0, at], [0, rows - at - weight.rows], 0);
+    at += weight.rows;
+    return placed;
+  });
+  const product = columns.reduce((a, b) => map("add", a, b));
+  return bias ? map("add", product, buffer(bias)) : product;
+}
+
+/** The pools after a layer has written to them. */
+interface Pools {
+  readonly keys: Node;
+  readonly values: Node;
+}
+
+function attention(
+  x: Node,
+  layer: Layer,
+  config: DecoderConfig,
+  batch: Batch,
+  rope: Node,
+  pools: Pools,
+  blockSize: number,
+): Node {
+  const { numHeads: heads, numKvHeads: kvHeads, headDim, rmsNormEps: eps } = config;
+  const norms = layer.qNorm && layer.kNorm ? { qNorm: buffer(layer.qNorm), kNorm: buffer(layer.kNorm) } : {};
+  const { positions, slotMapping } = batch;
+  const { q, keys, values } = ropeAndWriteKv(
+    { qkv: project(x, layer.qkv), positions, slotMapping, table: rope, ...pools, ...norms },
+    {
+      heads,
+      kvHeads,
+      headDim,
+      rotaryDim: config.rope.rotaryDim,
+      traditional: false,
+      ...(config.qkNorm ? { eps } : {}),
+    },
+  );
+  return pagedAttention(q, keys, values, batch, { blockSize, scale: 1 / Math.sqrt(headDim) });
+}
+
+/** silu(gate) * up, where gate and up are the halves of `gateUp`. */
+function swiglu(gateUp: Node, size: number): Node {
+  const tokens = maxOf(gateUp.shape[0]!);
+  const half = (start: number): Node => slice(gateUp, [0, start], [tokens, start + size]);
+  return map("mul", map("silu", half(0)), half(size));
+}
+
+/**
+ * One forward pass.
+ *
+ * @param cache Its pools are written: a program made of this updates them at each run.
+ * @returns Logits `[rows, vocabulary]` f32 of the batch's `logitRows`.
+ */
+export function forward(weights: DecoderWeights, config: DecoderConfig, batch: Batch, cache: KvCache): Node {
+  const { rmsNormEps: eps } = config, rope = buffer(weights.rope);
+  let x = embedding(weightNode(weights.embedding), batch.tokens);
+  weights.layers.forEach((layer, n) => {
+    const pools = { keys: buffer(cache.keys[n]!), values: buffer(cache.values[n]!) };
+    const attended = attention(
+      rmsNorm(x, buffer(layer.attentionNorm), eps),
+      layer,
+      config,
+      batch,
+      rope,
+      pools,
+      cache.options.blockSize,
+    );
+    x = map("add", x, project(attended, layer.attentionOutput));
+    const gateUp = project(rmsNorm(x, buffer(layer.mlpNorm), eps), layer.gateUp);
+    x = map("add", x, project(swiglu(gateUp, config.intermediateSize), layer.down));
+  });
+  const rows = gather(x, batch.logitRows);
+  return linear(rmsNorm(rows, buffer(weights.norm), eps), weightNode(weights.head));
+}
