@@ -231,7 +231,7 @@ function sharedSum(name: string, value: string, lanes: number): string {
 
 /** The WGSL of a product on a device. */
 function productSource(product: Product, x: TensorType, caps: Caps): KernelSource {
-  const variant = productVariant(caps, maxOf(product.tokens));
+  const variant = productVariant(caps, maxOf(product.tokens), product.rows * product.columns);
   const reader = weightReader(product.format, product.columns, variant.tokens === 1 ? 2 : 1);
   const width = product.columns % 4 === 0 ? 4 : 1;
   const uniform = caps.cpu && width === 4 && x.dtype === "f32" && maxOf(product.tokens) === 1 &&
@@ -254,7 +254,7 @@ function productSource(product: Product, x: TensorType, caps: Caps): KernelSourc
 
 /** Workgroups of a product: blocks of outputs along x, blocks of tokens along y. */
 function productGrid(product: Product, caps: Caps, tokens: number): readonly [number, number, number] {
-  const variant = productVariant(caps, maxOf(product.tokens));
+  const variant = productVariant(caps, maxOf(product.tokens), product.rows * product.columns);
   const lanes = variant.kind === "laneRows" ? 1 : caps.subgroups ? caps.subgroupSize : sharedLanes;
   const outputs = variant.workgroup / lanes * outputsOf(product, variant);
   return [Math.ceil(product.outputs / outputs), Math.ceil(tokens / variant.tokens), 1];

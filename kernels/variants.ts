@@ -26,21 +26,26 @@ export interface ProductVariant {
 interface VariantRow extends ProductVariant {
   readonly cpu: boolean;
   readonly maxTokens: number;
+  /** Least rows x columns of the weight. */
+  readonly minWeights: number;
 }
 
 // llvmpipe, 2 cores, 4-bit weights: matrix-vector reaches 1.75 GMAC/s whatever the rows (2 to 8) and workgroup (8 to 32):
 // loading codes, lane by lane, is the limit. One reading for several tokens gives 2 times that (4 rows x 4 tokens), 2.5
-// (4 x 8), 4.6 (8 x 8), at a compile time that grows as the text does.
+// (4 x 8), 4.6 (8 x 8). The last takes 0.4 s to compile, which small weights never earn back.
 const table: readonly VariantRow[] = [
-  { cpu: true, maxTokens: 1, kind: "laneRows", rows: 4, tokens: 1, workgroup: 8 },
-  { cpu: true, maxTokens: 8, kind: "laneRows", rows: 4, tokens: 4, workgroup: 8 },
-  { cpu: true, maxTokens: Infinity, kind: "laneRows", rows: 8, tokens: 8, workgroup: 8 },
-  { cpu: false, maxTokens: 1, kind: "subgroupRows", rows: 2, tokens: 1, workgroup: 128 },
-  { cpu: false, maxTokens: 4, kind: "subgroupRows", rows: 2, tokens: 4, workgroup: 128 },
-  { cpu: false, maxTokens: Infinity, kind: "subgroupRows", rows: 2, tokens: 8, workgroup: 128 },
+  { cpu: true, maxTokens: 1, minWeights: 0, kind: "laneRows", rows: 4, tokens: 1, workgroup: 8 },
+  { cpu: true, maxTokens: 8, minWeights: 0, kind: "laneRows", rows: 4, tokens: 4, workgroup: 8 },
+  { cpu: true, maxTokens: Infinity, minWeights: 1 << 17, kind: "laneRows", rows: 8, tokens: 8, workgroup: 8 },
+  { cpu: true, maxTokens: Infinity, minWeights: 0, kind: "laneRows", rows: 4, tokens: 4, workgroup: 8 },
+  { cpu: false, maxTokens: 1, minWeights: 0, kind: "subgroupRows", rows: 2, tokens: 1, workgroup: 128 },
+  { cpu: false, maxTokens: 4, minWeights: 0, kind: "subgroupRows", rows: 2, tokens: 4, workgroup: 128 },
+  { cpu: false, maxTokens: Infinity, minWeights: 0, kind: "subgroupRows", rows: 2, tokens: 8, workgroup: 128 },
 ];
 
-/** The form for a device and the greatest number of tokens that a run may bring. */
-export function productVariant(caps: Caps, maxTokens: number): ProductVariant {
-  return table.find((row) => row.cpu === caps.cpu && maxTokens <= row.maxTokens)!;
+/**
+ * The form for a device, the greatest number of tokens that a run may bring, and the weight's rows x columns.
+ */
+export function productVariant(caps: Caps, maxTokens: number, weights: number): ProductVariant {
+  return table.find((row) => row.cpu === caps.cpu && maxTokens <= row.maxTokens && weights >= row.minWeights)!;
 }
