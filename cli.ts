@@ -1,15 +1,13 @@
 /**
  * TinyLLM's command line: `deno run -A cli.ts --help`.
  *
- * Everything happens in {@linkcode runCli}, a function of arguments and a terminal; this file gives it the process's own.
+ * Everything happens in `cli/run.ts`, a function of arguments and a terminal; this file gives it the process's own.
  *
  * @module
  */
 import type { Library } from "./cli/library.ts";
-import { runCli, type Surroundings } from "./cli/run.ts";
-import { denoTerminal, type Terminal } from "./cli/terminal.ts";
-
-export { type Library, runCli, type Surroundings, type Terminal };
+import { runCli } from "./cli/run.ts";
+import { denoTerminal } from "./cli/terminal.ts";
 
 /** The libraries that GPU drivers load complain on standard error where this is unset, once for each backend. */
 function quietDrivers(): void {

@@ -56,6 +56,7 @@ async function converse(
     if (message.kind === "end") break;
     if (message.kind === "interrupt") {
       if (message.wasEmpty) interrupts.press();
+      if (interrupts.leaving) return EXIT.interrupted;
       continue;
     }
     if (message.text.trim() === "") continue;

@@ -34,6 +34,17 @@ const LIMITS = [
   ["maxStorageBuffersPerShaderStage", "storage buffers a kernel", formatInteger],
 ] as const;
 
+/** Vulkan drivers give a number: PCI's, or for Mesa the Khronos registry's. */
+const VENDORS: Readonly<Record<string, string>> = {
+  4098: "AMD",
+  4203: "Apple",
+  4318: "NVIDIA",
+  5045: "Arm",
+  20803: "Qualcomm",
+  32902: "Intel",
+  65541: "Mesa",
+};
+
 const REQUESTS: Readonly<Record<DeviceName, GPURequestAdapterOptions>> = {
   "high-performance": { powerPreference: "high-performance" },
   "low-power": { powerPreference: "low-power" },
@@ -76,7 +87,7 @@ function reportOf(device: DeviceName, adapter: GPUAdapter): DeviceReport {
   return {
     device: [device],
     name: info.description || info.device || "unnamed GPU",
-    vendor: info.vendor,
+    vendor: VENDORS[info.vendor] ?? info.vendor,
     architecture: info.architecture,
     fallback: info.isFallbackAdapter,
     subgroupSizes: [info.subgroupMinSize, info.subgroupMaxSize],

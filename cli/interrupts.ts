@@ -11,6 +11,7 @@ export class Interrupts implements Disposable {
   readonly #leave: () => void;
   #controller: AbortController | undefined;
   #presses = 0;
+  #leaving = false;
 
   /** Called at a first Ctrl-C while nothing is being done. */
   onIdle: (() => void) | undefined;
@@ -24,6 +25,11 @@ export class Interrupts implements Disposable {
   /** Whether Ctrl-C has been pressed since the last {@link reset}. */
   get pressed(): boolean {
     return this.#presses > 0;
+  }
+
+  /** Whether the program is ending, because of a second one. */
+  get leaving(): boolean {
+    return this.#leaving;
   }
 
   /** A signal that the next Ctrl-C aborts. */
@@ -45,10 +51,10 @@ export class Interrupts implements Disposable {
   /** One Ctrl-C; a line editor calls it too, since raw terminals deliver a key in place of a signal. */
   press(): void {
     this.#presses++;
-    if (this.#presses > 1) this.#leave();
-    else if (this.#controller) this.#controller.abort();
-    else if (this.onIdle) this.onIdle();
-    else this.#leave();
+    if (this.#presses === 1 && this.#controller) return this.#controller.abort();
+    if (this.#presses === 1 && this.onIdle) return this.onIdle();
+    this.#leaving = true;
+    this.#leave();
   }
 
   [Symbol.dispose](): void {
