@@ -13,7 +13,7 @@ import { fuse, type Group, isLeaf, producerOf } from "./fuse.ts";
 import type { Cost, KernelCall, Resolver } from "./kernel.ts";
 import { base, type Lowered } from "./lower.ts";
 import { planMemory } from "./memory.ts";
-import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
+import { type Node, output, outputTypes, stateOf, updatesOf } from "./node.ts";
 import { reachable, rewriteGraph, type Rule, RULES } from "./rules.ts";
 import type { Resident, Storage } from "./storage.ts";
 
@@ -138,8 +138,7 @@ class Compiler {
   #results(group: Group): Node[] {
     const { root } = group;
     if (root.op !== "kernel") return [root];
-    const outputs = reachableOutputs(this.groups, root);
-    return outputTypes(root).map((_, index) => index === 0 ? root : outputs.get(index) ?? root);
+    return outputTypes(root).map((_, index) => output(root, index));
   }
 
   #placeResults(): void {
@@ -330,15 +329,6 @@ function hostView(host: ArrayBuffer, offset: number, dtype: DType, count: number
   if (dtype === "f16" && f16) return new Uint16Array(host, offset, count);
   if (dtype === "f32" || dtype === "f16") return new Float32Array(host, offset, count);
   return dtype === "i32" ? new Int32Array(host, offset, count) : new Uint32Array(host, offset, count);
-}
-
-/** Further outputs of a kernel that anything reads. */
-function reachableOutputs(groups: readonly Group[], kernel: Node): Map<number, Node> {
-  const found = new Map<number, Node>();
-  for (const group of groups) {
-    for (const node of group.reads) if (node.op === "output" && node.src[0] === kernel) found.set(node.index, node);
-  }
-  return found;
 }
 
 /** Operations of a generated kernel at the greatest sizes: one for each operation and element. */
