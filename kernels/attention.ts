@@ -69,6 +69,8 @@ interface Layout {
   /** Keys that a lane scores together, and lines that share their loads. */
   readonly keysPerStep: number;
   readonly linesPerStep: number;
+  /** Lanes of a subgroup that load for one another and hand values on, on a CPU, where a load costs as much as 40 products; or 0. */
+  readonly shared: number;
   /** Values: a lane sums `linesPerLane` lines of `slots` chunks; `groups` lanes share a chunk. */
   readonly groups: number;
   readonly linesPerLane: number;
@@ -84,7 +86,7 @@ function sizesOf({ inputs }: KernelCall<PagedAttentionParams>): Sizes {
 /** Queries that share a workgroup. A CPU gains nothing by sharing; a GPU reads keys once for all of them. */
 function queriesOf(params: PagedAttentionParams, rows: Dim, headsPerPart: number, caps: Caps): number {
   const wanted = params.queries ?? (caps.cpu || maxOf(rows) <= 16 ? 1 : 8);
-  const greatest = Math.floor((Math.min(caps.workgroupMemory, 16384) - 1024) / (4 * TILE + 64) / headsPerPart);
+  const greatest = Math.floor((Math.min(caps.workgroupMemory, 16384) - 1024) / (4 * TILE + 64) / (headsPerPart + 3));
   return Math.max(1, 2 ** Math.floor(Math.log2(Math.min(wanted, Math.max(1, greatest)))));
 }
 
@@ -110,6 +112,7 @@ function layoutOf(call: KernelCall<PagedAttentionParams>, caps: Caps): Layout {
     lanes,
     keysPerStep: Math.min(4, TILE / lanes),
     linesPerStep: caps.cpu ? 4 : 8,
+    shared: caps.cpu && caps.subgroups && caps.subgroupSize === 8 && chunks % 8 === 0 ? 8 : 0,
     groups,
     linesPerLane,
     slots: Math.ceil(chunks * groups / lanes),
@@ -153,54 +156,70 @@ function rowsWgsl({ queries }: Layout, { rows, sequences }: Sizes): string {
   let key_end = u32(max(seen + i32(count) - 1, 0));`;
 }
 
-/** WGSL of a step of scores: `linesPerStep` lines against `keysPerStep` keys of a lane. */
-function scoreStep(from: number, layout: Layout, heads: number): string {
-  const { lines, chunks, width, headsPerPart, keysPerStep } = layout, to = Math.min(lines, from + layout.linesPerStep);
+/** WGSL of a score or weight: scores of four lines lie together, so that one load brings four. */
+function scoreAt(line: number | string, key: string): string {
+  if (typeof line === "string") return `scores[(${line} >> 2u) * ${TILE}u + ${key}][${line} & 3u]`;
+  return `scores[${(line >> 2) * TILE}u + ${key}].${"xyzw"[line & 3]}`;
+}
+
+/** WGSL that sums q k for the lines of a step; where lanes can hand values on, each loads a chunk of q for all. */
+function productsWgsl(from: number, to: number, { chunks, width, keysPerStep, shared }: Layout): string {
   const vector = width === 1 ? "f32" : `vec${width}f`;
   const each = (text: (line: number) => string) => repeat(to - from, (i) => text(from + i));
   const keys = (text: (key: number) => string) => repeat(keysPerStep, text);
-  const sum = (name: string) =>
-    width === 4 ? `(${name}.x + ${name}.y) + (${name}.z + ${name}.w)` : width === 2 ? `${name}.x + ${name}.y` : name;
-  const unroll = chunks % 4 === 0 ? 4 : chunks % 2 === 0 ? 2 : 1;
-  const row = (line: number) => {
-    const query = Math.floor(line / headsPerPart);
-    return `let q${line} = ((first + ${query === 0 ? "0u" : `min(${query}u, count - 1u)`}) * ${heads}u + first_head + ${
-      line % headsPerPart
-    }u) * ${chunks}u;`;
-  };
-  return `{
-      ${each(row)}
+  const unroll = shared > 0 ? shared : chunks % 4 === 0 ? 4 : chunks % 2 === 0 ? 2 : 1;
+  const load = (line: number) => `let own${line} = q(q${line} + d + subgroupLane); `;
+  const query = (line: number, u: number) =>
+    shared > 0 ? `subgroupBroadcast(own${line}, ${u}u)` : `q(q${line} + d + ${u}u)`;
+  const products = (line: number, u: number) =>
+    `{
+            let qd = ${query(line, u)};
+            ${keys((key) => `s${line}_${key} = fma(qd, k${key}, s${line}_${key}); `)}
+          }`;
+  return `
       ${each((line) => keys((key) => `var s${line}_${key} = ${vector}(0.0); `))}
       for (var d = 0u; d < ${chunks}u; d += ${unroll}u) {
+        ${shared > 0 ? each(load) : ""}
         ${
     repeat(unroll, (u) =>
       `{
           ${keys((key) => `let k${key} = keys(address${key} + d + ${u}u); `)}
-          ${
-        each((line) =>
-          `{ let qd = q(q${line} + d + ${u}u); ${
-            keys((key) => `s${line}_${key} = fma(qd, k${key}, s${line}_${key}); `)
-          }}
-          `
-        )
-      }
-        }`)
+          ${each((line) => products(line, u))}
+        }
+        `)
   }
-      }
-      ${
-    each((line) => {
-      const query = Math.floor(line / headsPerPart);
-      return keys((key) =>
-        `{
-        let score = select(${LOWEST}, ${sum(`s${line}_${key}`)}, i32(key${key}) < seen + ${query} && ${query}u < count);
-        scores[${line * TILE}u + key${key} - t0] = score;
-        maximum${line} = max(maximum${line}, score);
-      }
-      `
-      );
-    })
-  }
-    }`;
+      }`;
+}
+
+/** WGSL of a step of scores: `linesPerStep` lines against `keysPerStep` keys of a lane. */
+function scoreStep(from: number, layout: Layout, heads: number): string {
+  const { lines, chunks, width, headsPerPart, keysPerStep } = layout, to = Math.min(lines, from + layout.linesPerStep);
+  const each = (text: (line: number) => string) => repeat(to - from, (i) => text(from + i));
+  const queryOf = (line: number) => Math.floor(line / headsPerPart);
+  const sum = (name: string) =>
+    width === 4 ? `(${name}.x + ${name}.y) + (${name}.z + ${name}.w)` : width === 2 ? `${name}.x + ${name}.y` : name;
+  const row = (line: number) =>
+    `let q${line} = ((first + min(${queryOf(line)}u, count - 1u)) * ${heads}u + first_head + ${
+      line % headsPerPart
+    }u) * ${chunks}u;
+      `;
+  const score = (line: number, key: number) =>
+    `let score${line}_${key} = select(${LOWEST}, ${sum(`s${line}_${key}`)}, i32(key${key}) < seen + ${
+      queryOf(line)
+    } && ${queryOf(line)}u < count);
+      maximum${line} = max(maximum${line}, score${line}_${key});
+      `;
+  const four = (start: number, key: number) =>
+    repeat(4, (i) => (start + i < to ? `score${start + i}_${key}` : LOWEST) + (i < 3 ? ", " : ""));
+  const store = (start: number, key: number) =>
+    `scores[${(start >> 2) * TILE}u + key${key} - t0] = vec4f(${four(start, key)});
+      `;
+  return `{
+      ${each(row)}${productsWgsl(from, to, layout)}
+      ${each((line) => repeat(keysPerStep, (key) => score(line, key)))}
+      ${repeat(Math.ceil((to - from) / 4), (i) => repeat(keysPerStep, (key) => store(from + 4 * i, key)))}
+    }
+    `;
 }
 
 /** WGSL of a tile's scores: a lane takes keys `lane`, `lane + lanes` and so on, and keeps each line's maximum over them. */
@@ -230,7 +249,7 @@ function maximaWgsl({ lines, lanes }: Layout, caps: Caps): string {
     workgroupBarrier();
     for (var line = lane; line < ${lines}u; line += ${lanes}u) {
       var greatest = ${LOWEST};
-      for (var j = 0u; j < n; j++) { greatest = max(greatest, scores[line * ${TILE}u + j]); }
+      for (var j = 0u; j < n; j++) { greatest = max(greatest, ${scoreAt("line", "j")}); }
       tile_maximum[line] = greatest;
     }
     workgroupBarrier();`;
@@ -256,14 +275,18 @@ function maximaWgsl({ lines, lanes }: Layout, caps: Caps): string {
 
 /** WGSL that turns scores into exp(score - maximum). Every lane takes the keys that it scored. */
 function weightsWgsl({ lines, lanes }: Layout, exponent: number): string {
+  const fours = Math.ceil(lines / 4);
+  const greatest = (four: number) =>
+    repeat(4, (i) => `tile_maximum[${Math.min(4 * four + i, lines - 1)}]${i < 3 ? ", " : ""}`);
   return `
-    ${repeat(lines, (line) => `let greatest${line} = tile_maximum[${line}]; `)}
+    ${repeat(fours, (four) => `let greatest${four} = vec4f(${greatest(four)}); `)}
     for (var j = lane; j < padded; j += ${lanes}u) {
       ${
-    repeat(lines, (line) =>
+    repeat(fours, (four) =>
       `{
-        let score = scores[${line * TILE}u + j];
-        scores[${line * TILE}u + j] = select(0.0, exp2((score - greatest${line}) * ${exponent}), score > ${LOWEST});
+        let score = scores[${four * TILE}u + j];
+        let weight = exp2(min(score - greatest${four}, vec4f(0.0)) * ${exponent});
+        scores[${four * TILE}u + j] = select(vec4f(0.0), weight, score > vec4f(${LOWEST}));
       }
       `)
   }
@@ -277,30 +300,34 @@ function eachSum({ linesPerLane, slots }: Layout, text: (i: number, slot: number
 
 /** WGSL that adds a tile's values to the lane's sums and merges them into what came before. */
 function valuesWgsl(layout: Layout, exponent: number): string {
-  const { linesPerLane, slots, width } = layout, vector = width === 1 ? "f32" : `vec${width}f`;
+  const { linesPerLane, slots, width, groups, shared } = layout, vector = width === 1 ? "f32" : `vec${width}f`;
   const each = (text: (i: number) => string) => repeat(linesPerLane, text);
+  const fours = groups === 1 ? Math.ceil(linesPerLane / 4) : 0, step = shared > 0 ? shared : 4;
+  const own = `let own_address = addresses[j + subgroupLane];
+      ${repeat(fours, (four) => `let own${four} = scores[${four * TILE}u + j + subgroupLane]; `)}`;
+  const weights = (u: number) =>
+    repeat(fours, (four) => {
+      return `let w${four} = ${
+        shared > 0 ? `subgroupBroadcast(own${four}, ${u}u)` : `scores[${four * TILE}u + j + ${u}u]`
+      }; `;
+    });
+  const weight = (i: number, u: number) => fours > 0 ? `w${i >> 2}.${"xyzw"[i & 3]}` : scoreAt(`line${i}`, `j + ${u}u`);
+  const take = (i: number, u: number) =>
+    `{
+          let p = ${weight(i, u)};
+          tile_sum${i} += p;
+          ${repeat(slots, (slot) => `tile_value${i}_${slot} = fma(${vector}(p), v${slot}, tile_value${i}_${slot}); `)}
+        }`;
   const key = (u: number) =>
     `{
-        let address = addresses[j + ${u}u];
+        let address = ${shared > 0 ? `subgroupBroadcast(own_address, ${u}u)` : `addresses[j + ${u}u]`};
         ${repeat(slots, (slot) => `let v${slot} = values(address + chunk${slot}); `)}
-        ${
-      each((i) =>
-        `let p${i} = scores[line${i} * ${TILE}u + j + ${u}u]; tile_sum${i} += p${i};
-        ${repeat(slots, (slot) => `tile_value${i}_${slot} = fma(${vector}(p${i}), v${slot}, tile_value${i}_${slot}); `)}
-        `
-      )
-    }
+        ${weights(u)}
+        ${each((i) => take(i, u))}
       }
       `;
-  return `
-    ${each((i) => `var tile_sum${i} = 0.0; `)}
-    ${eachSum(layout, (i, slot) => `var tile_value${i}_${slot} = ${vector}(0.0); `)}
-    for (var j = 0u; j < padded; j += 4u) {
-      ${repeat(4, key)}
-    }
-    ${
-    each((i) =>
-      `{
+  const merge = (i: number) =>
+    `{
       let tile_greatest = tile_maximum[line${i}];
       let next = max(greatest_so_far${i}, tile_greatest);
       let before = exp2((greatest_so_far${i} - next) * ${exponent});
@@ -308,13 +335,21 @@ function valuesWgsl(layout: Layout, exponent: number): string {
       greatest_so_far${i} = next;
       sum${i} = fma(sum${i}, before, tile_sum${i} * now);
       ${
-        repeat(slots, (slot) =>
-          `value${i}_${slot} = fma(value${i}_${slot}, ${vector}(before), tile_value${i}_${slot} * now); `)
-      }
+      repeat(
+        slots,
+        (slot) => `value${i}_${slot} = fma(value${i}_${slot}, ${vector}(before), tile_value${i}_${slot} * now); `,
+      )
     }
-    `
-    )
-  }`;
+    }
+    `;
+  return `
+    ${each((i) => `var tile_sum${i} = 0.0; `)}
+    ${eachSum(layout, (i, slot) => `var tile_value${i}_${slot} = ${vector}(0.0); `)}
+    for (var j = 0u; j < padded; j += ${step}u) {
+      ${shared > 0 ? own : ""}
+      ${repeat(step, key)}
+    }
+    ${each(merge)}`;
 }
 
 /** WGSL that divides by the sums and stores: rows that saw no key give zeros. */
@@ -358,7 +393,7 @@ function wgsl(call: KernelCall<PagedAttentionParams>, caps: Caps): KernelSource 
     workgroupSize: [lanes, 1, 1],
     subgroups: caps.subgroups,
     declarations: `
-var<workgroup> scores: array<f32, ${lines * TILE}>;
+var<workgroup> scores: array<vec4f, ${Math.ceil(lines / 4) * TILE}>;
 var<workgroup> addresses: array<u32, ${TILE}>;
 var<workgroup> tile_maximum: array<f32, ${lines}>;
 ${subgroups > 0 ? `var<workgroup> subgroup_maximum: array<f32, ${lines * subgroups}>;` : ""}`,
@@ -372,7 +407,7 @@ ${subgroups > 0 ? `var<workgroup> subgroup_maximum: array<f32, ${lines * subgrou
   ${eachSum(layout, (i, slot) => `var value${i}_${slot} = ${vector}(0.0); `)}
   for (var t0 = 0u; t0 < key_end; t0 += ${TILE}u) {
     let n = min(${TILE}u, key_end - t0);
-    let padded = (n + 3u) & ~3u;
+    let padded = (n + 7u) & ~7u;
     ${scoresWgsl(layout, sizes, blockSize)}
     ${maximaWgsl(layout, caps)}
     ${weightsWgsl(layout, exponent)}
