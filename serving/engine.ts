@@ -1,0 +1,218 @@
+/**
+ * The loop that serves all requests of a model together. One rule, no phases of prefill and decode: every running sequence has
+ * tokens that are not computed yet, and a step fills one budget of tokens, running sequences first, then waiting ones in
+ * the order they came.
+ *
+ * A request is admitted when the blocks that it may grow to are there, beside those promised to the running ones: what runs
+ * never runs out. Later requests wait.
+ *
+ * @module
+ */
+import type { Scheduled } from "./batch.ts";
+import { BlockManager } from "./block_manager.ts";
+import type { Generation } from "./generation.ts";
+import { Turns } from "./macrotask.ts";
+import type { Sampled } from "./runner.ts";
+import type { Runner } from "./runner.ts";
+import { Sequence } from "./sequence.ts";
+
+/** What an engine works with. */
+export interface EngineOptions {
+  /** Runs its steps. */
+  readonly runner: Pick<Runner, "run" | "logits" | "maxTokens" | "maxLogitsTokens">;
+  /** Blocks of the pool: at least one full context. */
+  readonly numBlocks: number;
+  /** Tokens of a block. */
+  readonly blockSize: number;
+  /** Most sequences of a step. */
+  readonly maxSequences: number;
+}
+
+/** Takes a piece of logits: those of the tokens from index `first` on. */
+export type LogitsSink = (first: number, logits: Float32Array<ArrayBuffer>) => void;
+
+/** Logits of a whole sequence, computed a piece a turn, between the steps of the others. */
+interface LogitsJob {
+  readonly sequence: Sequence;
+  readonly sink: LogitsSink;
+  readonly signal: AbortSignal | undefined;
+  readonly resolve: () => void;
+  readonly reject: (cause: Error) => void;
+}
+
+/** A scheduled generation. */
+interface ScheduledGeneration extends Scheduled {
+  readonly generation: Generation;
+}
+
+/** Serves generations and requests for logits, all in one loop that sleeps when there is nothing to do. */
+export class Engine {
+  readonly blocks: BlockManager;
+  readonly #options: EngineOptions;
+  readonly #waiting: Generation[] = [];
+  readonly #running: Generation[] = [];
+  readonly #jobs: LogitsJob[] = [];
+  #promised = new Map<Sequence, number>();
+  #loop: Promise<void> | undefined;
+  #closed: Error | undefined;
+
+  /** An engine without requests. */
+  constructor(options: EngineOptions) {
+    this.#options = options;
+    this.blocks = new BlockManager(options.numBlocks, options.blockSize);
+  }
+
+  /** Requests that are not over. */
+  get numRequests(): number {
+    return this.#waiting.length + this.#running.length + this.#jobs.length;
+  }
+
+  /** Takes a request. Its chunks come from {@linkcode Generation.chunks}. */
+  submit(generation: Generation): void {
+    if (this.#closed) throw this.#closed;
+    this.#waiting.push(generation);
+    this.#start();
+  }
+
+  /** Computes the logits of all tokens, and hands them over in pieces, in order. */
+  logits(tokens: readonly number[], sink: LogitsSink, signal?: AbortSignal): Promise<void> {
+    if (this.#closed) return Promise.reject(this.#closed);
+    return new Promise((resolve, reject) => {
+      this.#jobs.push({ sequence: new Sequence(tokens), sink, signal, resolve, reject });
+      this.#start();
+    });
+  }
+
+  /** Ends all requests with an error, and waits for the step under way. */
+  async close(cause: Error): Promise<void> {
+    this.#closed ??= cause;
+    await this.#loop;
+  }
+
+  #start(): void {
+    this.#loop ??= this.#work().finally(() => this.#loop = undefined);
+  }
+
+  /** Each round starts in a turn of its own, so that signals and requests made meanwhile count in it. */
+  async #work(): Promise<void> {
+    const turns = new Turns();
+    try {
+      while (this.numRequests > 0) {
+        await turns.next();
+        try {
+          if (this.#closed) throw this.#closed;
+          await this.step();
+          await this.#advanceJob();
+        } catch (cause) {
+          this.#failAll(cause instanceof Error ? cause : new Error(String(cause)));
+        }
+      }
+    } finally {
+      turns.close();
+    }
+  }
+
+  /** One step: schedule, run, postprocess. */
+  async step(): Promise<void> {
+    const scheduled = this.#schedule();
+    if (scheduled.length === 0) return;
+    const logprobs = scheduled.some(({ generation }) => generation.parameters.logprobs);
+    const sampled = await this.#options.runner.run({ scheduled, logprobs });
+    this.#postprocess(scheduled, sampled);
+  }
+
+  #schedule(): ScheduledGeneration[] {
+    this.#dropEnded();
+    const scheduled: ScheduledGeneration[] = [];
+    let budget = this.#options.runner.maxTokens;
+    const take = (generation: Generation): void => {
+      const { sequence } = generation, numTokens = Math.min(budget, sequence.numPendingTokens);
+      this.blocks.append(sequence, numTokens);
+      scheduled.push({ generation, sequence, numTokens });
+      budget -= numTokens;
+    };
+    for (const generation of this.#running) if (budget > 0) take(generation);
+    while (budget > 0 && this.#running.length < this.#options.maxSequences) {
+      // A job that waits for blocks gets its turn: nobody who came later is admitted before it.
+      const next = this.#jobs[0] && !this.#promised.has(this.#jobs[0].sequence) ? undefined : this.#waiting[0];
+      if (!next || !this.#promise(next.sequence, next.maxLength)) break;
+      this.#running.push(this.#waiting.shift()!);
+      next.admit();
+      take(next);
+    }
+    return scheduled;
+  }
+
+  #postprocess(scheduled: readonly ScheduledGeneration[], sampled: readonly (Sampled | undefined)[]): void {
+    scheduled.forEach(({ generation }, i) => {
+      const drawn = sampled[i];
+      if (drawn && generation.open) {
+        generation.accept(generation.parameters.logprobs ? drawn : { token: drawn.token });
+      }
+    });
+    this.#dropEnded();
+  }
+
+  /** Lets go of what has ended or was aborted, waiting requests too. */
+  #dropEnded(): void {
+    for (const list of [this.#running, this.#waiting]) {
+      const ended = list.filter((generation) => !generation.open);
+      if (ended.length === 0) continue;
+      list.splice(0, list.length, ...list.filter((generation) => generation.open));
+      ended.forEach((generation) => this.#retire(generation));
+    }
+  }
+
+  #retire(generation: Generation): void {
+    this.#release(generation.sequence);
+    generation.abort();
+    generation.retire();
+  }
+
+  /** Reserves the blocks that a sequence may grow to, if they are there beside those promised already. */
+  #promise(sequence: Sequence, maxLength: number): boolean {
+    const blocks = this.blocks.blocksFor(maxLength);
+    const taken = [...this.#promised.values()].reduce((sum, count) => sum + count, 0);
+    if (taken + blocks > this.blocks.numBlocks) return false;
+    this.#promised.set(sequence, blocks);
+    return true;
+  }
+
+  #release(sequence: Sequence): void {
+    this.blocks.free(sequence);
+    this.#promised.delete(sequence);
+  }
+
+  /** Computes one piece of the first job, if its blocks are there. */
+  async #advanceJob(): Promise<void> {
+    const job = this.#jobs[0];
+    if (!job) return;
+    const { sequence, sink, signal } = job;
+    try {
+      signal?.throwIfAborted();
+      if (!this.#promised.has(sequence) && !this.#promise(sequence, sequence.tokens.length)) return;
+      const first = sequence.numComputedTokens;
+      const numTokens = Math.min(this.#options.runner.maxLogitsTokens, sequence.numPendingTokens);
+      this.blocks.append(sequence, numTokens);
+      sink(first, await this.#options.runner.logits([{ sequence, numTokens }]));
+      if (sequence.numPendingTokens > 0) return;
+      job.resolve();
+    } catch (cause) {
+      job.reject(cause as Error);
+    }
+    this.#jobs.shift();
+    this.#release(sequence);
+  }
+
+  /** A step failed: nobody may wait for an answer that never comes. */
+  #failAll(cause: Error): void {
+    for (const generation of [...this.#running.splice(0), ...this.#waiting.splice(0)]) {
+      generation.fail(cause);
+      this.#retire(generation);
+    }
+    for (const job of this.#jobs.splice(0)) {
+      job.reject(cause);
+      this.#release(job.sequence);
+    }
+  }
+}

@@ -1,0 +1,139 @@
+/**
+ * How much memory a model needs, and how it is divided: weights first, then the cache of one full context, then as much
+ * cache for further sequences as there is room for.
+ *
+ * @module
+ */
+import { type Checkpoint, openCheckpoint } from "../model/checkpoint.ts";
+import { type DecoderConfig, readConfig } from "../model/config.ts";
+import { kvBytesPerToken } from "../model/kv_cache.ts";
+import type { Source } from "../model/source.ts";
+import type { Caps } from "../tensor/kernel.ts";
+import type { LoadOptions } from "./model.ts";
+import { openNamed } from "./model_source.ts";
+import { TOKEN_BUCKETS } from "./runner.ts";
+
+/** Bytes that a model needs on the GPU. */
+export interface MemoryEstimate {
+  /** Weights, and the table of rotary positions. */
+  weights: number;
+  /** Keys and values of one full context. More sequences at once take more, where there is room. */
+  kvCache: number;
+  /** What the layers hand to each other in the largest step. Within a factor of 2. */
+  activations: number;
+  /** All of it. */
+  total: number;
+}
+
+/** Tokens of a block of the KV pool. */
+export const BLOCK_SIZE = 16;
+
+/** Most sequences that are computed together. */
+export const MAX_SEQUENCES = 8;
+
+/** Contexts are no longer than this unless asked for: memory is taken for all of it. */
+const DEFAULT_CONTEXT = 4096;
+
+/** The shortest context that is chosen without being asked for. */
+const LEAST_CONTEXT = 256;
+
+/** Most bytes of cache beyond one full context: a CPU device shares its memory with everything else. */
+const FURTHER_CACHE = { cpu: 2 ** 28, gpu: 2 ** 31 };
+
+/**
+ * Tells what a model needs on the GPU before it is loaded: only headers are read.
+ *
+ * @param source As for `loadModel`; a model on the hub is downloaded.
+ *
+ * @example
+ * ```ts
+ * import { estimateMemory } from "@tinyllm/tinyllm";
+ *
+ * const { weights, total } = await estimateMemory();
+ * console.log(`${(weights / 2 ** 20).toFixed(0)} of ${(total / 2 ** 20).toFixed(0)} MiB are weights`);
+ * ```
+ */
+export async function estimateMemory(source?: string | Source, options: LoadOptions = {}): Promise<MemoryEstimate> {
+  const { source: files } = await openNamed(source, options);
+  const config = await readConfig(files);
+  const contextLength = options.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT);
+  return estimate(config, await openCheckpoint(files), contextLength, options.kvDtype ?? "f16", true);
+}
+
+/** The estimate for a checkpoint that is open. */
+export function estimate(
+  config: DecoderConfig,
+  checkpoint: Checkpoint,
+  contextLength: number,
+  kvDtype: "f16" | "f32",
+  f16: boolean,
+): MemoryEstimate {
+  const unused = config.tieWordEmbeddings
+    ? [...checkpoint.tensors.values()].filter(({ name }) => name.startsWith("lm_head."))
+    : [];
+  const tensors = checkpoint.totalBytes - unused.reduce((sum, { length }) => sum + length, 0);
+  const weights = tensors + contextLength * config.rope.rotaryDim * 4;
+  const blocks = Math.ceil(contextLength / BLOCK_SIZE);
+  const kvCache = blocks * BLOCK_SIZE * kvBytesPerToken(config, kvDtype, f16);
+  const activations = activationBytes(config);
+  return { weights, kvCache, activations, total: weights + kvCache + activations };
+}
+
+/** Residual stream twice, q with k and v, attention's result, gate with up, their product; logits of each sequence. */
+function activationBytes(config: DecoderConfig): number {
+  const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, vocabSize } = config;
+  const width = numHeads * headDim, kvWidth = numKvHeads * headDim;
+  const perToken = 3 * hiddenSize + 2 * width + 2 * kvWidth + 3 * intermediateSize;
+  const tokens = TOKEN_BUCKETS.reduce((a, b) => a + b);
+  return 4 * (tokens * perToken + TOKEN_BUCKETS.length * MAX_SEQUENCES * vocabSize);
+}
+
+/** What the choice of context and pool depends on. */
+export interface Room {
+  readonly config: DecoderConfig;
+  readonly checkpoint: Checkpoint;
+  readonly kvDtype: "f16" | "f32";
+  readonly caps: Caps;
+  /** Most bytes on the device. */
+  readonly memoryLimit: number;
+  /** Bytes in use before the model came. */
+  readonly inUse: number;
+}
+
+/**
+ * The context's length: as asked for, else the model's own, {@linkcode DEFAULT_CONTEXT} at most and no more than memory allows.
+ *
+ * @throws {RangeError} if it is no whole number, or longer than the model can.
+ */
+export function chooseContextLength(asked: number | undefined, room: Room): number {
+  const { config, memoryLimit, kvDtype, caps } = room;
+  if (asked === undefined) {
+    const most = Math.min(config.contextLength, DEFAULT_CONTEXT);
+    const { weights, activations } = estimate(config, room.checkpoint, most, kvDtype, caps.f16);
+    const free = memoryLimit - room.inUse - weights - activations;
+    const fits = Math.floor(free / kvBytesPerToken(config, kvDtype, caps.f16) / BLOCK_SIZE) * BLOCK_SIZE;
+    return Math.min(most, Math.max(fits, LEAST_CONTEXT));
+  }
+  if (!(Number.isInteger(asked) && asked >= 1)) {
+    throw new RangeError(`Cannot load the model: contextLength is ${asked}, give a whole number from 1`);
+  }
+  if (asked > config.contextLength) {
+    throw new RangeError(
+      `Cannot load the model: contextLength is ${asked}, and it was made for ${config.contextLength}: give that or less`,
+    );
+  }
+  return asked;
+}
+
+/** Blocks of the pool: {@linkcode MAX_SEQUENCES} full contexts where there is room, one at least. */
+export function choosePoolBlocks(contextLength: number, room: Room): number {
+  const { config, checkpoint, kvDtype, caps, memoryLimit, inUse } = room;
+  const perContext = Math.ceil(contextLength / BLOCK_SIZE);
+  const blockBytes = BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
+  const free = memoryLimit - inUse - estimate(config, checkpoint, contextLength, kvDtype, caps.f16).total;
+  const further = Math.min(free, caps.cpu ? FURTHER_CACHE.cpu : FURTHER_CACHE.gpu);
+  // A layer's pool is written through one binding.
+  const bound = Math.floor(caps.maxBinding / (blockBytes / (2 * config.numLayers)));
+  const blocks = Math.min(MAX_SEQUENCES * perContext, perContext + Math.floor(further / blockBytes), bound);
+  return Math.max(perContext, blocks);
+}

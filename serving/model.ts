@@ -1,0 +1,104 @@
+/**
+ * What a loaded model is to its users, and how it is loaded: types alone.
+ *
+ * @module
+ */
+import type { ChatTemplate } from "../model/chat_template.ts";
+import type { DecoderConfig } from "../model/config.ts";
+import type { Tokenizer } from "../model/tokenizer.ts";
+import type { Chunk, Completion, GenerateOptions } from "./request.ts";
+
+/** How far loading has come. */
+export interface LoadProgress {
+  /** What is going on. */
+  phase: "download" | "load" | "compile";
+  /** The file it is about. */
+  file?: string;
+  /** Bytes so far; programs, while compiling. */
+  received: number;
+  /** Bytes in all, 0 where that is not known. */
+  total: number;
+  /** Bytes a second. */
+  bytesPerSecond?: number;
+  /** Seconds to go. */
+  etaSeconds?: number;
+}
+
+/** How a model is loaded. */
+export interface LoadOptions {
+  /** `exact`, the default: float32 throughout. `fast` is not available yet and refused. */
+  precision?: "exact" | "fast";
+  /** How keys and values are stored: `f16` unless given; `f32` for exactness. */
+  kvDtype?: "f32" | "f16";
+  /** Which device: `high-performance` unless given, or one that the caller opened, which stays open. */
+  device?: "high-performance" | "low-power" | "fallback" | GPUDevice;
+  /** Most tokens of prompt and answer together: the model's own or 4096, whichever is less, unless given. */
+  contextLength?: number;
+  /** Branch, tag or commit of a model on the hub. */
+  revision?: string;
+  /** Most bytes of GPU memory to use. Drivers do not say what they have: unlimited unless given. */
+  memoryLimit?: number;
+  /** Told how far loading has come. */
+  onProgress?: (progress: LoadProgress) => void;
+  /** Stops loading. */
+  signal?: AbortSignal;
+}
+
+/** Bytes on the GPU. */
+export interface ModelMemory {
+  /** Weights, and the table of rotary positions. */
+  readonly weights: number;
+  /** The pool of keys and values. */
+  readonly kvCache: number;
+  /** The most that was in use at one time. */
+  readonly peak: number;
+}
+
+/** Logits of a prompt. */
+export interface Logits {
+  /** Row-major. */
+  readonly data: Float32Array<ArrayBuffer>;
+  /** Positions and vocabulary. */
+  readonly shape: [positions: number, vocabulary: number];
+}
+
+/** How well a text is predicted. */
+export interface NegativeLogLikelihood {
+  /** Mean of -ln p over the predicted tokens, in nats. */
+  readonly mean: number;
+  /** Predicted tokens: all but the first. */
+  readonly count: number;
+}
+
+/** A model on a device, ready to answer. Make one with `loadModel`. */
+export interface Model extends AsyncDisposable {
+  /** The folder or id it was loaded from. */
+  readonly name: string;
+  /** Its shape. */
+  readonly config: DecoderConfig;
+  /** Its tokenizer, where it has one. */
+  readonly tokenizer?: Tokenizer;
+  /** Its chat template, where it has one. */
+  readonly chatTemplate?: ChatTemplate;
+  /** Most tokens of prompt and answer together. */
+  readonly contextLength: number;
+  /** Bytes on the GPU. */
+  readonly memory: ModelMemory;
+  /**
+   * Generates an answer, piece by piece; the last chunk says why it ended. Several at once are computed together, each as if it
+   * were alone. Breaking out of the loop stops the work within a step.
+   *
+   * @throws {Error} for options out of range, and for a prompt that does not fit the context.
+   */
+  generate(options: GenerateOptions): AsyncGenerator<Chunk>;
+  /** Generates a whole answer. Throws as `generate` does; an aborted one resolves with what was written. */
+  complete(options: GenerateOptions): Promise<Completion>;
+  /** Logits of each position of a prompt. */
+  logits(ids: readonly number[]): Promise<Logits>;
+  /** How well the model predicts each token from those before it. At least 2 ids. */
+  nll(ids: readonly number[]): Promise<NegativeLogLikelihood>;
+  /** The GPU's work, dispatch by dispatch, of each program in use. */
+  explain(): string;
+  /** Ends all requests with an error and frees everything. */
+  dispose(): Promise<void>;
+}

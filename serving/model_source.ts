@@ -1,0 +1,71 @@
+/**
+ * From a model's name to its files: a folder, a model on the Hugging Face hub, or nothing: the story model.
+ *
+ * @module
+ */
+import { fileSource } from "../model/deno/file_source.ts";
+import { downloadModel, type DownloadProgress, isHubId } from "../model/deno/hub.ts";
+import type { Source } from "../model/source.ts";
+import type { LoadOptions, LoadProgress } from "./model.ts";
+import { storyModelFolder } from "./story_model.ts";
+
+/** A model's name for people, and its files. */
+export interface NamedSource {
+  readonly name: string;
+  readonly source: Source;
+}
+
+/**
+ * The files of a model, downloaded where need be.
+ *
+ * @param source A folder, a Hugging Face id (`Qwen/Qwen2-0.5B-Instruct`), or nothing: the story model. A folder of that name goes first.
+ * @throws {Error} if there is no such model, or it cannot be downloaded.
+ *
+ * @example
+ * ```ts
+ * import { openSource } from "@tinyllm/tinyllm";
+ *
+ * const source = await openSource();
+ * console.log(await source.list());
+ * ```
+ */
+export async function openSource(source?: string | Source, options: LoadOptions = {}): Promise<Source> {
+  return (await openNamed(source, options)).source;
+}
+
+/** As {@linkcode openSource}, with the model's name. */
+export async function openNamed(source: string | Source | undefined, options: LoadOptions): Promise<NamedSource> {
+  const { revision, onProgress, signal } = options;
+  if (source === undefined) {
+    return { name: "the story model", source: fileSource(await storyModelFolder({ onProgress, signal })) };
+  }
+  if (typeof source !== "string") return { name: source.name, source };
+  const name = source.replace(/(?<=.)\/+$/, "");
+  if (await isFolder(name)) return { name, source: fileSource(name) };
+  if (!isHubId(name)) {
+    throw new Error(
+      `Cannot load ${
+        JSON.stringify(source)
+      }: there is no such folder, and it is no Hugging Face id such as "Qwen/Qwen2-0.5B-Instruct"`,
+    );
+  }
+  const folder = await downloadModel(name, {
+    ...(revision !== undefined && { revision }),
+    ...(signal && { signal }),
+    ...(onProgress && { onProgress: (progress: DownloadProgress) => onProgress(downloadProgress(progress)) }),
+  });
+  return { name, source: fileSource(folder) };
+}
+
+function downloadProgress(progress: DownloadProgress): LoadProgress {
+  return { phase: "download", ...progress };
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await Deno.stat(path)).isDirectory;
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotFound || cause instanceof Deno.errors.NotADirectory) return false;
+    throw cause;
+  }
+}

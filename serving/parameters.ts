@@ -1,0 +1,133 @@
+/**
+ * From what a caller asks for to what the engine does: defaults of the checkpoint filled in, every value checked.
+ *
+ * @module
+ */
+import type { GenerationConfig } from "../model/generation_config.ts";
+import type { SamplingOptions } from "./request.ts";
+import type { SequenceSampling } from "./sequence.ts";
+
+/** What a model brings into the resolution of a request's options. */
+export interface ParameterDefaults {
+  /** The checkpoint's wishes. */
+  readonly generation: GenerationConfig;
+  /** Ids that end a sequence. */
+  readonly eosTokenIds: readonly number[];
+  /** Number of token ids. */
+  readonly vocabSize: number;
+}
+
+/** Everything decided. */
+export interface GenerationParameters {
+  /** How tokens are drawn. */
+  readonly sampling: SequenceSampling;
+  /** Most tokens to generate; `Infinity`: to the context's end. */
+  readonly maxTokens: number;
+  /** Strings that end the text, none empty. */
+  readonly stop: readonly string[];
+  /** Ids that end generation and are no part of the answer. */
+  readonly stopTokenIds: ReadonlySet<number>;
+  /** Whether log-probabilities are asked for. */
+  readonly logprobs: boolean;
+}
+
+interface Range {
+  readonly good: (value: number) => boolean;
+  readonly remedy: string;
+}
+
+const atLeast0: Range = { good: (value) => value >= 0 && value < Infinity, remedy: "give a number from 0" };
+const finite: Range = { good: Number.isFinite, remedy: "give a finite number (0 is none)" };
+const whole: Range = { good: (value) => Number.isInteger(value) && value >= 0, remedy: "give a whole number from 0" };
+
+/** What each numeric option may be. */
+const RANGES: { readonly [Name in keyof SamplingOptions]?: Range } = {
+  maxTokens: { good: (n) => Number.isInteger(n) && n >= 1, remedy: "give a whole number from 1, or leave it out" },
+  temperature: { ...atLeast0, remedy: "give a number from 0 (greedy)" },
+  topK: { ...whole, remedy: "give a whole number from 0 (0 keeps all tokens)" },
+  topP: { good: (p) => p > 0 && p <= 1, remedy: "give a number above 0, up to 1 (1 keeps all tokens)" },
+  minP: { good: (p) => p >= 0 && p <= 1, remedy: "give a number from 0 to 1 (0 drops no token)" },
+  repetitionPenalty: { good: (p) => p > 0 && p < Infinity, remedy: "give a number above 0 (1 is none)" },
+  presencePenalty: finite,
+  frequencyPenalty: finite,
+  seed: { good: Number.isSafeInteger, remedy: "give a whole number" },
+};
+
+/** Draws uniformly for any practical purpose; infinity does not travel to the GPU. */
+const HOTTEST = 1e6;
+
+/**
+ * Fills in the defaults of the checkpoint and checks every option. A checkpoint that says `do_sample: false` is greedy
+ * unless a temperature is asked for; one that says nothing has temperature 1.
+ *
+ * @throws {RangeError} naming the option, its value and what would be right.
+ */
+export function resolveParameters(options: SamplingOptions, defaults: ParameterDefaults): GenerationParameters {
+  const { generation, eosTokenIds, vocabSize } = defaults;
+  checkOptions(options, vocabSize);
+  const temperature = options.temperature ?? (generation.doSample === false ? 0 : generation.temperature ?? 1);
+  return {
+    sampling: {
+      temperature: Math.min(temperature, HOTTEST),
+      topK: options.topK ?? generation.topK ?? 0,
+      topP: options.topP ?? generation.topP ?? 1,
+      minP: options.minP ?? generation.minP ?? 0,
+      repetitionPenalty: options.repetitionPenalty ?? generation.repetitionPenalty ?? 1,
+      presencePenalty: options.presencePenalty ?? 0,
+      frequencyPenalty: options.frequencyPenalty ?? 0,
+      seed: options.seed ?? randomSeed(),
+      ...biasOf(options),
+    },
+    maxTokens: options.maxTokens ?? generation.maxNewTokens ?? Infinity,
+    stop: stopsOf(options),
+    stopTokenIds: new Set([...(options.ignoreEos ? [] : eosTokenIds), ...(options.stopTokenIds ?? [])]),
+    logprobs: options.logprobs ?? false,
+  };
+}
+
+function checkOptions(options: SamplingOptions, vocabSize: number): void {
+  for (const [name, range] of Object.entries(RANGES) as [keyof SamplingOptions, Range][]) {
+    const value = options[name];
+    if (value !== undefined && !(typeof value === "number" && range.good(value))) {
+      throw new RangeError(`Cannot generate: ${name} is ${value}, ${range.remedy}`);
+    }
+  }
+  if (stopsOf(options).some((stop) => typeof stop !== "string" || stop === "")) {
+    throw new RangeError("Cannot generate: a stop string is empty, give at least one character");
+  }
+  checkTokenIds(options.stopTokenIds ?? [], vocabSize, "stopTokenIds");
+  const bias = Object.entries(options.logitBias ?? {});
+  checkTokenIds(bias.map(([id]) => Number(id)), vocabSize, "logitBias");
+  for (const [id, value] of bias) {
+    if (!(typeof value === "number" && Number.isFinite(value))) {
+      throw new RangeError(
+        `Cannot generate: logitBias of token ${id} is ${value}, give a finite number (-100 bans it)`,
+      );
+    }
+  }
+}
+
+/**
+ * Refuses ids that the model does not have.
+ *
+ * @param what Where the ids come from, for the message.
+ */
+export function checkTokenIds(ids: readonly number[], vocabSize: number, what: string): void {
+  const unknown = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
+  if (unknown < 0) return;
+  throw new RangeError(`Cannot use ${what}: the model has no token ${ids[unknown]}, its ids are 0 to ${vocabSize - 1}`);
+}
+
+function biasOf({ logitBias }: SamplingOptions): Pick<SequenceSampling, "logitBias"> {
+  const entries = Object.entries(logitBias ?? {}).map(([id, bias]): [number, number] => [Number(id), bias]);
+  return entries.length > 0 ? { logitBias: new Map(entries) } : {};
+}
+
+function stopsOf({ stop = [] }: SamplingOptions): readonly string[] {
+  return typeof stop === "string" ? [stop] : stop;
+}
+
+function randomSeed(): number {
+  const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+  return (high! & 0xfffff) * 2 ** 32 + low!;
+}

@@ -1,0 +1,50 @@
+/**
+ * The token ids of a request's prompt: from raw text, through the chat template, or as they are.
+ *
+ * @module
+ */
+import type { ChatTemplate } from "../model/chat_template.ts";
+import type { Tokenizer } from "../model/tokenizer.ts";
+import { checkTokenIds } from "./parameters.ts";
+import type { GenerateOptions } from "./request.ts";
+
+/** What of a model turns prompts into ids. */
+export interface PromptEncoder {
+  /** The model's name, for messages. */
+  readonly name: string;
+  readonly tokenizer?: Tokenizer | undefined;
+  readonly chatTemplate?: ChatTemplate | undefined;
+  /** Number of token ids. */
+  readonly vocabSize: number;
+}
+
+/**
+ * Encodes the prompt of a request.
+ *
+ * @throws {Error} unless exactly one of `prompt`, `messages` and `tokens` is given, the model can read it, and it is not empty.
+ */
+export function encodePrompt(options: GenerateOptions, model: PromptEncoder): number[] {
+  const ways = (["prompt", "messages", "tokens"] as const).filter((way) => options[way] !== undefined);
+  if (ways.length !== 1) {
+    const given = ways.length === 0 ? "none" : ways.join(" and ");
+    throw new Error(`Cannot generate: give one of prompt, messages and tokens, ${given} was given`);
+  }
+  const ids = options.tokens ? [...options.tokens] : encodeText(options, model);
+  if (ids.length === 0) throw new Error(`Cannot generate: ${ways[0]} is empty, give at least one token`);
+  checkTokenIds(ids, model.vocabSize, ways[0]!);
+  return ids;
+}
+
+function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder): number[] {
+  const { name, tokenizer, chatTemplate } = model;
+  if (!tokenizer) throw new Error(`Cannot generate from text: ${name} has no tokenizer, give tokens (ids) instead`);
+  if (prompt !== undefined) {
+    // A text that brings its own beginning-of-sequence token does not get a second one.
+    const begun = tokenizer.bosToken !== undefined && prompt.startsWith(tokenizer.bosToken);
+    return prompt === "" ? [] : tokenizer.encode(prompt, { addSpecialTokens: !begun });
+  }
+  if (!chatTemplate) {
+    throw new Error(`Cannot generate from messages: ${name} has no chat template, give prompt instead`);
+  }
+  return tokenizer.encode(chatTemplate.render(messages!, { addGenerationPrompt: true }));
+}
