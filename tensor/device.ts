@@ -14,7 +14,7 @@ import { Readback } from "./readback.ts";
 import { type Resident, Storage } from "./storage.ts";
 
 /** Optional features; each can be switched off. */
-export type Feature = "subgroups" | "f16" | "timestamps" | "packedDot" | "fastReadback";
+export type Feature = "subgroups" | "f16" | "timestamps" | "packedDot" | "int64" | "fastReadback";
 
 /** How a device is opened. */
 export interface DeviceOptions {
@@ -267,19 +267,26 @@ async function request(
   const optional: [Feature, string, boolean][] = [
     ["f16", "shader-f16", adapter.features.has("shader-f16")],
     ["timestamps", "timestamp-query", adapter.features.has("timestamp-query")],
+    ["int64", "wgpu-shader-int64", isCpu(adapter.info)], // this runtime's own feature: browsers refuse it
     ["subgroups", "subgroups", true], // not listed by this runtime, and granted all the same
   ];
   const wanted = optional.filter(([feature, , offered]) => offered && !disable.has(feature)).map(([, name]) => name);
-  for (const features of [wanted, wanted.filter((name) => name !== "subgroups")]) {
+  const unlisted = (name: string): boolean => name === "subgroups" || name.startsWith("wgpu-");
+  for (const features of [wanted, wanted.filter((name) => !unlisted(name))]) {
     try {
       const gpu = await adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
       return { gpu, features: new Set(features) };
     } catch (cause) {
-      if (!features.includes("subgroups")) throw cause;
+      if (!features.some(unlisted)) throw cause;
       adapter = await navigator.gpu.requestAdapter().then((again) => again ?? adapter); // an adapter serves one request
     }
   }
   throw new Error("Cannot open the GPU device");
+}
+
+/** Whether an adapter computes on the CPU. */
+function isCpu(info: GPUAdapterInfo): boolean {
+  return info.isFallbackAdapter || /llvmpipe|swiftshader/i.test(`${info.description} ${info.device}`);
 }
 
 function probe(
@@ -299,7 +306,8 @@ function probe(
     f16: features.has("shader-f16"),
     timestamps: features.has("timestamp-query"),
     packedDot: !disable.has("packedDot"),
-    cpu: info.isFallbackAdapter || /llvmpipe|swiftshader/i.test(`${info.description} ${info.device}`),
+    int64: features.has("wgpu-shader-int64"),
+    cpu: isCpu(info),
     maxBinding: gpu.limits.maxStorageBufferBindingSize,
     maxUniformBinding: gpu.limits.maxUniformBufferBindingSize,
     maxInvocations: gpu.limits.maxComputeInvocationsPerWorkgroup,

@@ -46,6 +46,7 @@ class Grouping {
   constructor(readonly graph: Rewritten, readonly maxBindings: number) {
     for (const node of graph.outputs) this.#realise(base(node));
     for (const node of reachable(graph.outputs)) {
+      if (node.op === "kernel") node.src.forEach((source) => this.#realise(base(source)));
       for (const source of new Set(node.src)) this.#readers.set(source, (this.#readers.get(source) ?? 0) + 1);
     }
   }
@@ -109,7 +110,7 @@ class Grouping {
   #kernelReads(kernel: Node): Node[] {
     return kernel.src.map((source) => {
       const owner = base(source);
-      if (!hasMemory(owner) && !this.realised.has(owner)) this.#realise(owner);
+      if (!this.realised.has(owner)) this.#realise(owner);
       return owner;
     });
   }

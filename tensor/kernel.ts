@@ -31,6 +31,8 @@ export interface Caps {
   readonly timestamps: boolean;
   /** `dot4I8Packed` is worth using. */
   readonly packedDot: boolean;
+  /** 64-bit integers: where loads cost by their number (CPU devices), one takes twice the bytes. */
+  readonly int64: boolean;
   /** A CPU device (llvmpipe): no parallel loads to hide, dispatches cost 30 us. */
   readonly cpu: boolean;
   /** Greatest bytes of one storage binding. */
