@@ -284,10 +284,12 @@ export class Tensor {
     return sum.mul(elementCount(sum.shape) / Math.max(elementCount(this.shape), 1));
   }
 
-  /** exp(x - max) / sum, along the last axis. One dispatch. */
+  /** exp(x - max) / sum, along the last axis; a row of nothing but minus infinity gives zeros. One dispatch. */
   softmax(): Tensor {
-    const exponentials = this.sub(this.max(-1, true)).exp();
-    return exponentials.div(exponentials.sum(-1, true));
+    // Infinity less itself is NaN, so the maximum is held finite; the sum is at least 1 wherever the maximum was.
+    const least = this.dtype === "f16" ? -65504 : -3e38;
+    const exponentials = this.sub(this.max(-1, true).maximum(least)).exp();
+    return exponentials.div(exponentials.sum(-1, true).maximum(0.5));
   }
 
   /** Rows of this tensor at `indices` (i32 or u32, clamped). */

@@ -14,6 +14,7 @@ import type { HostArray } from "../../tensor/dtype.ts";
 import { kernelNode } from "../../tensor/node.ts";
 import { Tensor, tensor } from "../../tensor/tensor.ts";
 import { attention } from "./attention_operation.ts";
+import { filterOnGpu, penaltiesOnGpu } from "./ops_sampling.ts";
 import type { RecordedTensor } from "./tensors.ts";
 
 /** Outputs by name, in row-major order. */
@@ -136,15 +137,18 @@ export const operations: Record<string, Operation> = {
     return out(new Tensor(embedding(stored, load(ids!, [product(ids!.shape)]).node)), table.gather(load(ids!)));
   },
   softmax: ({ x }) => out(load(x!).softmax()),
-  filter({ logits }, params) {
-    const filtered = rowsOfLogits(logits!, params).map(([values, row]) => filterReference(values, row));
-    return Promise.resolve([{
+  async filter({ logits }, params) {
+    const settings = rowsOfLogits(logits!, params);
+    const filtered = settings.map(([values, row]) => filterReference(values, row));
+    const reference = {
       kept: filtered.flatMap(({ kept }) => [...kept]),
       probs: filtered.flatMap(({ probs }) => [...probs]),
-    }]);
+    };
+    return [reference, await filterOnGpu(logits!, settings.map(([, row]) => row))];
   },
-  penalties({ logits }, params) {
-    const ways = rowsOfLogits(logits!, params).map(([values, row]) => penaltiesReference(values, row));
-    return Promise.resolve([{ out: ways.flatMap((values) => [...values]) }]);
+  async penalties({ logits }, params) {
+    const settings = rowsOfLogits(logits!, params);
+    const reference = settings.flatMap(([values, row]) => [...penaltiesReference(values, row)]);
+    return [{ out: reference }, await penaltiesOnGpu(logits!, settings.map(([, row]) => row))];
   },
 };
