@@ -10,10 +10,9 @@
  */
 import type { Scheduled } from "./batch.ts";
 import { BlockManager } from "./block_manager.ts";
-import type { Generation } from "./generation.ts";
+import { Generation } from "./generation.ts";
 import { Turns } from "./macrotask.ts";
-import type { Sampled } from "./runner.ts";
-import type { Runner } from "./runner.ts";
+import type { Runner, Sampled } from "./runner.ts";
 import { Sequence } from "./sequence.ts";
 
 /** What an engine works with. */
@@ -34,8 +33,9 @@ export type LogitsSink = (first: number, logits: Float32Array<ArrayBuffer>) => v
 /** Logits of a whole sequence, computed a piece a turn, between the steps of the others. */
 interface LogitsJob {
   readonly sequence: Sequence;
+  /** Tokens that the sequence may reach: those it has. */
+  readonly maxLength: number;
   readonly sink: LogitsSink;
-  readonly signal: AbortSignal | undefined;
   readonly resolve: () => void;
   readonly reject: (cause: Error) => void;
 }
@@ -49,10 +49,10 @@ interface ScheduledGeneration extends Scheduled {
 export class Engine {
   readonly blocks: BlockManager;
   readonly #options: EngineOptions;
-  readonly #waiting: Generation[] = [];
+  readonly #waiting: (Generation | LogitsJob)[] = [];
   readonly #running: Generation[] = [];
   readonly #jobs: LogitsJob[] = [];
-  #promised = new Map<Sequence, number>();
+  readonly #promised = new Map<Sequence, number>();
   #loop: Promise<void> | undefined;
   #closed: Error | undefined;
 
@@ -75,10 +75,10 @@ export class Engine {
   }
 
   /** Computes the logits of all tokens, and hands them over in pieces, in order. */
-  logits(tokens: readonly number[], sink: LogitsSink, signal?: AbortSignal): Promise<void> {
+  logits(tokens: readonly number[], sink: LogitsSink): Promise<void> {
     if (this.#closed) return Promise.reject(this.#closed);
     return new Promise((resolve, reject) => {
-      this.#jobs.push({ sequence: new Sequence(tokens), sink, signal, resolve, reject });
+      this.#waiting.push({ sequence: new Sequence(tokens), maxLength: tokens.length, sink, resolve, reject });
       this.#start();
     });
   }
@@ -132,13 +132,17 @@ export class Engine {
       budget -= numTokens;
     };
     for (const generation of this.#running) if (budget > 0) take(generation);
-    while (budget > 0 && this.#running.length < this.#options.maxSequences) {
-      // A job that waits for blocks gets its turn: nobody who came later is admitted before it.
-      const next = this.#jobs[0] && !this.#promised.has(this.#jobs[0].sequence) ? undefined : this.#waiting[0];
-      if (!next || !this.#promise(next.sequence, next.maxLength)) break;
-      this.#running.push(this.#waiting.shift()!);
-      next.admit();
-      take(next);
+    while (this.#waiting.length > 0) {
+      const next = this.#waiting[0]!, generates = next instanceof Generation;
+      if (generates && (budget === 0 || this.#running.length === this.#options.maxSequences)) break;
+      if (!this.#promise(next)) break;
+      this.#waiting.shift();
+      if (!generates) this.#jobs.push(next);
+      else {
+        this.#running.push(next);
+        next.admit();
+        take(next);
+      }
     }
     return scheduled;
   }
@@ -155,11 +159,15 @@ export class Engine {
 
   /** Lets go of what has ended or was aborted, waiting requests too. */
   #dropEnded(): void {
-    for (const list of [this.#running, this.#waiting]) {
-      const ended = list.filter((generation) => !generation.open);
-      if (ended.length === 0) continue;
-      list.splice(0, list.length, ...list.filter((generation) => generation.open));
-      ended.forEach((generation) => this.#retire(generation));
+    const ended = [...this.#running, ...this.#waiting].filter((request) =>
+      request instanceof Generation && !request.open
+    );
+    for (const generation of ended as Generation[]) {
+      for (const list of [this.#running, this.#waiting]) {
+        const at = list.indexOf(generation);
+        if (at >= 0) list.splice(at, 1);
+      }
+      this.#retire(generation);
     }
   }
 
@@ -170,7 +178,7 @@ export class Engine {
   }
 
   /** Reserves the blocks that a sequence may grow to, if they are there beside those promised already. */
-  #promise(sequence: Sequence, maxLength: number): boolean {
+  #promise({ sequence, maxLength }: Generation | LogitsJob): boolean {
     const blocks = this.blocks.blocksFor(maxLength);
     const taken = [...this.#promised.values()].reduce((sum, count) => sum + count, 0);
     if (taken + blocks > this.blocks.numBlocks) return false;
@@ -183,36 +191,30 @@ export class Engine {
     this.#promised.delete(sequence);
   }
 
-  /** Computes one piece of the first job, if its blocks are there. */
+  /** Computes one piece of the first job. */
   async #advanceJob(): Promise<void> {
     const job = this.#jobs[0];
     if (!job) return;
-    const { sequence, sink, signal } = job;
-    try {
-      signal?.throwIfAborted();
-      if (!this.#promised.has(sequence) && !this.#promise(sequence, sequence.tokens.length)) return;
-      const first = sequence.numComputedTokens;
-      const numTokens = Math.min(this.#options.runner.maxLogitsTokens, sequence.numPendingTokens);
-      this.blocks.append(sequence, numTokens);
-      sink(first, await this.#options.runner.logits([{ sequence, numTokens }]));
-      if (sequence.numPendingTokens > 0) return;
-      job.resolve();
-    } catch (cause) {
-      job.reject(cause as Error);
-    }
+    const { sequence, sink } = job, first = sequence.numComputedTokens;
+    const numTokens = Math.min(this.#options.runner.maxLogitsTokens, sequence.numPendingTokens);
+    this.blocks.append(sequence, numTokens);
+    sink(first, await this.#options.runner.logits([{ sequence, numTokens }]));
+    if (sequence.numPendingTokens > 0) return;
     this.#jobs.shift();
     this.#release(sequence);
+    job.resolve();
   }
 
   /** A step failed: nobody may wait for an answer that never comes. */
   #failAll(cause: Error): void {
-    for (const generation of [...this.#running.splice(0), ...this.#waiting.splice(0)]) {
-      generation.fail(cause);
-      this.#retire(generation);
-    }
-    for (const job of this.#jobs.splice(0)) {
-      job.reject(cause);
-      this.#release(job.sequence);
+    for (const request of [...this.#running.splice(0), ...this.#jobs.splice(0), ...this.#waiting.splice(0)]) {
+      if (request instanceof Generation) {
+        request.fail(cause);
+        this.#retire(request);
+      } else {
+        this.#release(request.sequence);
+        request.reject(cause);
+      }
     }
   }
 }
