@@ -1,17 +1,17 @@
 /**
  * Causal attention over a paged cache, for any mix of prefill and decode rows.
  *
- * The tokens of a batch lie flat: the queries of sequence b are rows queryStart[b] to queryStart[b + 1], and they are the
- * last of its contextLens[b] positions. The key at position p of sequence b is row
- * blockTables[b][p / blockSize] * blockSize + p % blockSize of the pool (Kwon et al. 2023, "PagedAttention"). Heads share keys
- * in groups (Ainslie et al. 2023, "GQA"). The softmax is online (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention");
+ * The tokens of a batch lie flat: the queries of sequence b are rows queryStart[b] to queryStart[b + 1], and they are
+ * the last of its contextLens[b] positions. The key at position p of sequence b is row blockTables[b][p / blockSize] *
+ * blockSize + p % blockSize of the pool (Kwon et al. 2023, "PagedAttention"). Heads share keys in groups (Ainslie et
+ * al. 2023, "GQA"). The softmax is online (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention");
  * `flash_reference.ts` tells it in plain TypeScript.
  *
- * **One order of summation.** A row's context is cut at positions 0, 128, 256 and so on. Each tile of 128 keys is computed
- * from zero with its own maximum, key after key, and tiles are merged in order: a row's result depends on its own context
- * alone, bit for bit, whatever the batch, the number of queries that share a workgroup, or how tiles are dealt to workgroups.
- * A key that a row does not see adds exactly 0. No value is left for a compiler to contract differently: products are
- * added by `fma`, and the exponent's scale is applied after the maximum is subtracted.
+ * **One order of summation.** A row's context is cut at positions 0, 128, 256 and so on. Each tile of 128 keys is
+ * computed from zero with its own maximum, key after key, and tiles are merged in order: a row's result depends on its
+ * own context alone, bit for bit, whatever the batch, the number of queries that share a workgroup, or how tiles are
+ * dealt to workgroups. A key that a row does not see adds exactly 0. No value is left for a compiler to contract
+ * differently: products are added by `fma`, and the exponent's scale is applied after the maximum is subtracted.
  *
  * @module
  */

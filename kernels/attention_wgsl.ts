@@ -1,6 +1,6 @@
 /**
- * The WGSL of paged attention, stage by stage: which rows, scores of a tile, their maxima, weights, weighted values, and the
- * store. Names are those of `flash_reference.ts` and of the formulas in `attention.ts`.
+ * The WGSL of paged attention, stage by stage: which rows, scores of a tile, their maxima, weights, weighted values,
+ * and the store. Names are those of `flash_reference.ts` and of the formulas in `attention.ts`.
  *
  * @module
  */
@@ -20,9 +20,9 @@ const repeat = (count: number, text: (i: number) => string): string =>
   Array.from({ length: count }, (_, i) => text(i)).join("");
 
 /**
- * WGSL that finds the workgroup's sequence and rows: `sequence`, `first`, `count` rows, and how many keys the first of them
- * sees. Sequence b has tiles from floor(queryStart[b] / queries) + b on, which leaves room for all its rows and can
- * be searched without a table. Behind the last sequence come the rows that are padding: they see no key.
+ * WGSL that finds the workgroup's sequence and rows: `sequence`, `first`, `count` rows, and how many keys the first of
+ * them sees. Sequence b has tiles from floor(queryStart[b] / queries) + b on, which leaves room for all its rows and
+ * can be searched without a table. Behind the last sequence come the rows that are padding: they see no key.
  */
 function rowsWgsl({ queries }: Layout, { rows, sequences }: Sizes): string {
   const shift = Math.log2(queries);
@@ -119,7 +119,9 @@ function scoreStep(from: number, layout: Layout, heads: number): string {
     `;
 }
 
-/** WGSL of a tile's scores: a lane takes keys `lane`, `lane + lanes` and so on, and keeps each line's maximum over them. */
+/**
+ * WGSL of a tile's scores: a lane takes keys `lane`, `lane + lanes` and so on, and keeps each line's maximum over them.
+ */
 function scoresWgsl(layout: Layout, sizes: Sizes, blockSize: number): string {
   const { lines, lanes, keysPerStep, chunks, linesPerStep } = layout, shift = Math.log2(blockSize);
   const span = lanes * keysPerStep;

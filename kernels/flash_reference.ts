@@ -1,17 +1,17 @@
 /**
  * Flash attention in plain TypeScript: what to read before the kernel.
  *
- * Attention is out = softmax(scale * q kᵀ) v. Written down as it stands, it needs all scores of a query before the first
- * weight is known. The online softmax (Milakov and Gimelshein 2018) does not: it walks the keys tile by tile and keeps, for
- * each query, three things about the keys seen so far:
+ * Attention is out = softmax(scale * q kᵀ) v. Written down as it stands, it needs all scores of a query before the
+ * first weight is known. The online softmax (Milakov and Gimelshein 2018) does not: it walks the keys tile by tile and
+ * keeps, for each query, three things about the keys seen so far:
  *
  *     m    the greatest score
  *     l    the sum of exp(score - m)
  *     acc  the sum of exp(score - m) * value
  *
- * When a tile brings a greater score, m grows to m', and what was summed against the old maximum is scaled by
- * exp(m - m'), which is at most 1. After the last tile the output is acc / l. Nothing of size queries x keys is ever stored, and that
- * is all there is to FlashAttention (Dao et al. 2022), apart from where a GPU keeps the tiles.
+ * When a tile brings a greater score, m grows to m', and what was summed against the old maximum is scaled by exp(m -
+ * m'), which is at most 1. After the last tile the output is acc / l. Nothing of size queries x keys is ever stored,
+ * and that is all there is to FlashAttention (Dao et al. 2022), apart from where a GPU keeps the tiles.
  *
  * {@linkcode attentionReference} is the definition itself, and the test holds one against the other.
  *
@@ -103,8 +103,8 @@ function problemOf(q: ReferenceTensor, k: ReferenceTensor, v: ReferenceTensor, o
 }
 
 /**
- * Attention by its definition (Vaswani et al. 2017): all scores of a query, their softmax, the weighted mean of the values.
- * A query that sees no key gives zeros.
+ * Attention by its definition (Vaswani et al. 2017): all scores of a query, their softmax, the weighted mean of the
+ * values. A query that sees no key gives zeros.
  *
  * @param q [..., heads, L, D]. @param k [..., keyHeads, S, D], where keyHeads divides heads. @param v Like k.
  * @returns [..., heads, L, D], row-major.
@@ -171,8 +171,8 @@ function takeTile(running: Running, scores: readonly number[], value: (j: number
 }
 
 /**
- * Attention tile by tile with the online softmax (Dao et al. 2022, algorithm 1, for one query at a time). The result is that of
- * {@linkcode attentionReference} up to rounding, for every tile size.
+ * Attention tile by tile with the online softmax (Dao et al. 2022, algorithm 1, for one query at a time). The result is
+ * that of {@linkcode attentionReference} up to rounding, for every tile size.
  *
  * @param q [..., heads, L, D]. @param k [..., keyHeads, S, D], where keyHeads divides heads. @param v Like k.
  * @param options Also `tile`: keys taken in at once, 32 unless given.

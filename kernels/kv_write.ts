@@ -4,8 +4,8 @@
  * batch, or a number below 0 for a token that is not to be kept. A pool is state: the write is in place, and what the
  * functions return is the pool's next version.
  *
- * {@linkcode ropeAndWriteKv} is what decoders use between the Q/K/V product and attention: Qwen3's RMSNorm per head where
- * there are weights for it, the rotation, and both writes in one dispatch.
+ * {@linkcode ropeAndWriteKv} is what decoders use between the Q/K/V product and attention: Qwen3's RMSNorm per head
+ * where there are weights for it, the rotation, and both writes in one dispatch.
  *
  * @module
  */
@@ -60,7 +60,9 @@ function writeWgsl(call: KernelCall<null>): KernelSource {
   };
 }
 
-/** The write as a kernel: pool [S, kvHeads, D], value [T, kvHeads, D], slotMapping [T] i32 to the pool's next version. */
+/**
+ * The write as a kernel: pool [S, kvHeads, D], value [T, kvHeads, D], slotMapping [T] i32 to the pool's next version.
+ */
 export const writeKvKernel: Kernel<null> = {
   name: "write_kv",
   infer([pool, value, slots]) {
@@ -124,7 +126,9 @@ function headLanes(caps: Caps): number {
   return caps.cpu ? 8 : 32;
 }
 
-/** WGSL that sets `inverse_rms` of the head at `base`: lanes sum squares, each adds the lanes' sums in the same order. */
+/**
+ * WGSL that sets `inverse_rms` of the head at `base`: lanes sum squares, each adds the lanes' sums in the same order.
+ */
 function rmsWgsl(headDim: number, eps: number, lanes: number): string {
   return `
   var squares = 0.0;
@@ -247,8 +251,8 @@ function fusedReference(
 }
 
 /**
- * The fused kernel: qkv [T, (heads + 2 kvHeads) D], positions [T], slotMapping [T], table, keys and values pools, and, with
- * `eps`, the weights [D] of the query and key norms, to q [T, heads, D] f32 and the pools' next versions.
+ * The fused kernel: qkv [T, (heads + 2 kvHeads) D], positions [T], slotMapping [T], table, keys and values pools, and,
+ * with `eps`, the weights [D] of the query and key norms, to q [T, heads, D] f32 and the pools' next versions.
  */
 export const ropeAndWriteKvKernel: Kernel<RopeAndWriteKvParams> = {
   name: "rope_write_kv",

@@ -1,5 +1,6 @@
 /**
- * Rotary position embedding (Su et al. 2021, "RoFormer"): the pair (a, b) of features turns by position times frequency,
+ * Rotary position embedding (Su et al. 2021, "RoFormer"): the pair (a, b) of features turns by position times
+ * frequency,
  *
  *     (a, b) -> (a cos - b sin, b cos + a sin)
  *
