@@ -125,7 +125,12 @@ export class Device {
         `Cannot allocate ${mib(size)} for ${what}: the device allows ${mib(this.gpu.limits.maxBufferSize)} a buffer`,
       );
     }
-    const buffer = this.gpu.createBuffer({ size, usage, label: what });
+    let buffer: GPUBuffer;
+    try {
+      buffer = this.gpu.createBuffer({ size, usage, label: what });
+    } catch (cause) {
+      throw new OutOfMemoryError(`Cannot allocate ${mib(size)} for ${what}: the driver refused`, { cause });
+    }
     this.allocated += size;
     this.peak = Math.max(this.peak, this.allocated);
     let alive = true;
