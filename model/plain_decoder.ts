@@ -14,7 +14,10 @@ import { bfloat16ToFloat32, float16ToFloat32 } from "./float.ts";
 import { quantizationOf } from "./quantization.ts";
 import { ropeTable } from "./rope_frequencies.ts";
 
-/** Shown each activation: `embed`, `layer.N.attn_norm`, `q_rope`, `k_rope`, `attn_out`, `mlp_norm`, `mlp_out`, `out`, `final_norm`. */
+/**
+ * Shown each activation: `embed`, `final_norm`, and of each layer `layer.N.` with `attn_norm`, `q_rope`, `k_rope`,
+ * `attn_out`, `mlp_norm`, `mlp_out` and `out`.
+ */
 export type ActivationObserver = (name: string, activation: Tensor) => void;
 
 /** The softmax of a score this low is 0; minus infinity would make NaN of differences. */
@@ -26,6 +29,20 @@ const HIDDEN_SCORE = -1e30;
  * @param ids T token ids.
  * @param observe Called with the activations of every layer.
  * @returns `[T, vocabulary]`, not yet computed: `await logits.data(device)` does.
+ * @throws {Error} for a tensor that the checkpoint lacks, or whose type is no float.
+ *
+ * @example
+ * ```ts
+ * import { openCheckpoint } from "./checkpoint.ts";
+ * import { readConfig } from "./config.ts";
+ * import { plainLogits } from "./plain_decoder.ts";
+ * import type { Source } from "./source.ts";
+ *
+ * async function likeliestNext(source: Source, ids: number[]): Promise<number> {
+ *   const logits = await plainLogits(await openCheckpoint(source), await readConfig(source), ids);
+ *   return (await logits.argmax(-1).data()).at(-1)!;
+ * }
+ * ```
  */
 export async function plainLogits(
   checkpoint: Checkpoint,

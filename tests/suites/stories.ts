@@ -42,7 +42,7 @@ export async function run(folder: string, report: Report): Promise<void> {
 
 async function modelOf(folder: string): Promise<Source> {
   const own = fileSource(folder);
-  if (await own.size("model.safetensors") !== undefined) return own;
+  if ((await own.list()).some((path) => /^model.*\.safetensors$/.test(path))) return own;
   return fileSource(`${import.meta.dirname}/../../model/assets/stories`);
 }
 
