@@ -25,7 +25,7 @@ export interface MemoryPlan {
 
 /** Rounds bytes up to a class: 4 classes for each power of two, at least 256 bytes. */
 export function sizeClass(bytes: number): number {
-  const step = Math.max(256, 2 ** (Math.ceil(Math.log2(Math.max(bytes, 1))) - 2));
+  const step = Math.max(256, 2 ** (Math.floor(Math.log2(Math.max(bytes, 1))) - 2));
   return Math.ceil(Math.max(bytes, 1) / step) * step;
 }
 
