@@ -90,7 +90,7 @@ export class Engine {
   }
 
   #start(): void {
-    this.#loop ??= this.#work().finally(() => this.#loop = undefined);
+    this.#loop ??= this.#work();
   }
 
   /** Each round starts in a turn of its own, so that signals and requests made meanwhile count in it. */
@@ -109,6 +109,7 @@ export class Engine {
       }
     } finally {
       turns.close();
+      this.#loop = undefined; // in the same turn as the last look for requests: the next one starts a loop of its own
     }
   }
 

@@ -5,7 +5,7 @@
  */
 import { ChatTemplate } from "../model/chat_template.ts";
 import { openCheckpoint } from "../model/checkpoint.ts";
-import { readConfig } from "../model/config.ts";
+import { type DecoderConfig, readConfig } from "../model/config.ts";
 import { loadDecoder } from "../model/decoder.ts";
 import { readGenerationConfig } from "../model/generation_config.ts";
 import { KvCache } from "../model/kv_cache.ts";
@@ -93,9 +93,20 @@ async function plan(
   options: LoadOptions,
 ): Promise<{ room: Room; contextLength: number }> {
   const [config, checkpoint] = await Promise.all([readConfig(source), openCheckpoint(source)]);
+  checkBindings(device, config);
   const { caps, memoryLimit, allocated: inUse } = device;
   const room: Room = { config, checkpoint, caps, memoryLimit, inUse, kvDtype: options.kvDtype ?? "f16" };
   return { room, contextLength: chooseContextLength(options.contextLength, room) };
+}
+
+/** What a caller's device must allow: norms of queries and keys (Qwen3) are inputs of the kernel that writes the cache. */
+function checkBindings({ gpu }: Device, { qkNorm }: DecoderConfig): void {
+  const needed = qkNorm ? 9 : 8, allowed = gpu.limits.maxStorageBuffersPerShaderStage;
+  if (allowed >= needed) return;
+  throw new Error(
+    `Cannot use this GPUDevice: it allows ${allowed} storage buffers a shader, and ${needed} are needed. Request it with ` +
+      `requiredLimits: { maxStorageBuffersPerShaderStage: ${needed} }, or name a device instead.`,
+  );
 }
 
 interface TextParts {

@@ -1,0 +1,267 @@
+/** The library from end to end, on whatever device answers: the story model, and a tiny one where every logit is compared. */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { openCheckpoint } from "../model/checkpoint.ts";
+import { readConfig } from "../model/config.ts";
+import { loadDecoder } from "../model/decoder.ts";
+import { fileSource } from "../model/deno/file_source.ts";
+import { KvCache } from "../model/kv_cache.ts";
+import { loadModel, type Model } from "../mod.ts";
+import { BlockManager } from "../serving/block_manager.ts";
+import { load } from "../serving/load_model.ts";
+import { type LoadedModel } from "../serving/loaded_model.ts";
+import { openNamed } from "../serving/model_source.ts";
+import { Runner } from "../serving/runner.ts";
+import { Sequence } from "../serving/sequence.ts";
+import { openDevice } from "../tensor/device.ts";
+
+const TINY = `${import.meta.dirname}/fixtures/models/qwen3-tiny`;
+const HELLO = [{ role: "user", content: "Hello!" }];
+
+interface StoryCase {
+  readonly messages: { role: string; content: string }[];
+  readonly ids: number[];
+  readonly greedy: number[];
+}
+
+/** The story model with a cache in f32, and its engine in sight. */
+async function storyModel(): Promise<LoadedModel> {
+  return await load(await openNamed(undefined, {}), { kvDtype: "f32" });
+}
+
+function largest(row: Float32Array): number {
+  return row.reduce((best, logit, id) => logit > row[best]! ? id : best, 0);
+}
+
+/** Greedy decoding that computes the whole sequence anew for every token. */
+async function withoutCache(model: Model, prompt: readonly number[], count: number): Promise<number[]> {
+  const ids = [...prompt];
+  while (ids.length < prompt.length + count) {
+    const { data, shape: [rows, vocabulary] } = await model.logits(ids);
+    ids.push(largest(data.subarray((rows - 1) * vocabulary)));
+  }
+  return ids.slice(prompt.length);
+}
+
+Deno.test("the story model", async (t) => {
+  await using model = await storyModel();
+  const tokenizer = model.tokenizer!;
+  const free = model.engine.blocks.numFreeBlocks;
+  const idle = (): void => {
+    model.engine.blocks.assertConsistent([]);
+    assertEquals([model.engine.blocks.numFreeBlocks, model.engine.numRequests], [free, 0]);
+  };
+
+  await t.step("says greedily what the reference says, all cases at once", async () => {
+    const text = await Deno.readTextFile(`${import.meta.dirname}/fixtures/stories/expected.json`);
+    const { cases } = JSON.parse(text) as { cases: StoryCase[] };
+    const answers = await Promise.all(
+      cases.map(({ messages, greedy }) => model.complete({ messages, temperature: 0, maxTokens: greedy.length })),
+    );
+    cases.forEach(({ ids, greedy }, i) => {
+      const { tokens, finishReason, usage, text } = answers[i]!;
+      const ended = model.config.eosTokenIds.includes(greedy.at(-1)!);
+      const expected = ended ? greedy.slice(0, -1) : greedy;
+      assertEquals(tokens, expected);
+      assertEquals(text, tokenizer.decode(expected));
+      assertEquals(finishReason, ended ? "stop" : "length");
+      assertEquals(usage, { promptTokens: ids.length, completionTokens: expected.length });
+    });
+    idle();
+  });
+
+  await t.step("with the cache as without", async () => {
+    const prompt = tokenizer.encode("The cat sat");
+    const { tokens } = await model.complete({ tokens: prompt, temperature: 0, maxTokens: 5 });
+    assertEquals(tokens, await withoutCache(model, prompt, 5));
+    idle();
+  });
+
+  await t.step("same seed, same text, in any company; another seed, another text", async () => {
+    const prompt = "Once upon a time", sampling = { prompt, temperature: 1, maxTokens: 12, repetitionPenalty: 1.1 };
+    const alone = await model.complete({ ...sampling, seed: 7 });
+    const [same, other] = await Promise.all([7, 8].map((seed) => model.complete({ ...sampling, seed })));
+    assertEquals(same!.tokens, alone.tokens);
+    assert(other!.text !== alone.text);
+    idle();
+  });
+
+  await t.step("log-probabilities are those of the logits", async () => {
+    const prompt = tokenizer.encode("Once upon a");
+    const { tokens, logprobs } = await model.complete({ tokens: prompt, temperature: 0, maxTokens: 3, logprobs: true });
+    const { mean, count } = await model.nll([...prompt, ...tokens]);
+    const before = await model.nll(prompt);
+    const sum = logprobs!.reduce((a, b) => a + b, 0);
+    assert(Math.abs(sum + mean * count - before.mean * before.count) < 1e-3, `${sum}, ${mean * count}`);
+  });
+
+  await t.step("a stop string over several tokens is no part of the text", async () => {
+    const answer = await model.complete({ messages: HELLO, temperature: 0, stop: ["story sh", "never"] });
+    assertEquals([answer.text, answer.finishReason], ["Hello! Tell me who the ", "stop"]);
+    const pieces: string[] = [];
+    for await (const chunk of model.generate({ messages: HELLO, temperature: 0, stop: "who the" })) {
+      pieces.push(chunk.text);
+    }
+    assertEquals(pieces.join(""), "Hello! Tell me ");
+    idle();
+  });
+
+  await t.step("stop ids and bias", async () => {
+    const [exclamation] = tokenizer.encode("!");
+    const stopped = await model.complete({ messages: HELLO, temperature: 0, stopTokenIds: [exclamation!] });
+    assertEquals([stopped.text, stopped.finishReason], ["Hello", "stop"]);
+    const biased = await model.complete({ messages: HELLO, temperature: 0, maxTokens: 2, logitBias: { 100: 1000 } });
+    assertEquals(biased.tokens, [100, 100]);
+  });
+
+  await t.step("breaking out of the loop frees the blocks", async () => {
+    for await (const chunk of model.generate({ messages: HELLO, temperature: 0 })) if (chunk.text) break;
+    idle();
+  });
+
+  await t.step("aborting ends within a step, with what was written", async () => {
+    const controller = new AbortController(), chunks = [];
+    for await (const chunk of model.generate({ prompt: "Once", temperature: 0, signal: controller.signal })) {
+      chunks.push(chunk);
+      if (chunks.length === 3) controller.abort();
+    }
+    assertEquals(chunks.at(-1)?.finishReason, "abort");
+    assert(chunks.length <= 5, `${chunks.length} chunks`);
+    assertEquals((await model.complete({ prompt: "Once", signal: AbortSignal.abort() })).finishReason, "abort");
+    idle();
+  });
+
+  await t.step("what cannot be is refused with both numbers", async () => {
+    const long = Array<number>(1024).fill(5);
+    await assertRejects(
+      () => model.complete({ tokens: long }),
+      Error,
+      "the prompt has 1024 tokens, and a context of 1024",
+    );
+    await assertRejects(() => model.logits([...long, 5]), Error, "1025 tokens do not fit a context of 1024");
+    await assertRejects(() => model.complete({ prompt: "" }), Error, "prompt is empty");
+    await assertRejects(() => model.complete({ prompt: "a", topP: 2 }), RangeError, "topP is 2");
+  });
+});
+
+Deno.test("generation ends with the context, and each of many gets its own answer", async () => {
+  await using model = await loadModel(TINY, { contextLength: 20 });
+  const prompts = Array.from({ length: 10 }, (_, i) => Array.from({ length: 3 + i }, (_, j) => 7 * i + j + 1));
+  const complete = (tokens: number[]): Promise<{ tokens: number[]; finishReason: string }> =>
+    model.complete({ tokens, temperature: 0, ignoreEos: true });
+  const together = await Promise.all(prompts.map(complete));
+  for (const [i, prompt] of prompts.entries()) {
+    const alone = await complete(prompt);
+    assertEquals(together[i]!.tokens, alone.tokens);
+    assertEquals([alone.tokens.length, alone.finishReason], [20 - prompt.length, "length"]);
+  }
+  assert(model.explain().includes("paged_attention"));
+});
+
+Deno.test("five sequences, some in prefill and some in decode, have the logits they have alone", async () => {
+  const source = fileSource(TINY), device = await openDevice();
+  const config = await readConfig(source), checkpoint = await openCheckpoint(source);
+  const weights = await loadDecoder(device, checkpoint, config, { positions: 64 });
+  const cache = new KvCache(device, config, { numBlocks: 40, blockSize: 4, dtype: "f32" });
+  const runner = new Runner({ device, weights, config, cache, contextLength: 64, maxSequences: 8 });
+  const blocks = new BlockManager(40, 4);
+  const compute = async (items: readonly { sequence: Sequence; numTokens: number }[]): Promise<Float32Array> => {
+    items.forEach(({ sequence, numTokens }) => blocks.append(sequence, numTokens));
+    return await runner.logits(items);
+  };
+  // Tokens computed before the common step, and in it.
+  const shares = [[0, 9], [11, 1], [5, 6], [30, 1], [0, 1]] as const;
+  const made = shares.map(([before, now], s) => ({
+    sequence: new Sequence(Array.from({ length: before + now }, (_, i) => (37 * s + 11 * i) % config.vocabSize)),
+    before,
+    numTokens: now,
+  }));
+  for (const { sequence, before } of made) if (before > 0) await compute([{ sequence, numTokens: before }]);
+  const together = await compute(made);
+  let row = 0;
+  for (const { sequence, before, numTokens } of made) {
+    blocks.free(sequence);
+    const alone = await compute([{ sequence, numTokens: before + numTokens }]);
+    blocks.free(sequence);
+    const expected = alone.subarray(before * config.vocabSize);
+    const actual = together.subarray(row * config.vocabSize, (row + numTokens) * config.vocabSize);
+    assertEquals(actual.length, expected.length);
+    const off = actual.reduce((worst, logit, i) => Math.max(worst, Math.abs(logit - expected[i]!)), 0);
+    assertEquals(off, 0, `${before} + ${numTokens} tokens: off by ${off}`);
+    row += numTokens;
+  }
+  runner.dispose();
+  cache.release();
+  weights.release();
+  assertEquals(device.allocated, 0);
+  device.close();
+});
+
+/** A device of the test's own that knows which of its buffers are alive. */
+async function watchedDevice(): Promise<{ gpu: GPUDevice; alive: Set<GPUBuffer> }> {
+  const adapter = await navigator.gpu.requestAdapter();
+  const { maxStorageBuffersPerShaderStage } = adapter!.limits;
+  const gpu = await adapter!.requestDevice({ requiredLimits: { maxStorageBuffersPerShaderStage } });
+  const alive = new Set<GPUBuffer>(), createBuffer = gpu.createBuffer.bind(gpu);
+  gpu.createBuffer = (descriptor): GPUBuffer => {
+    const buffer = createBuffer(descriptor), destroy = buffer.destroy.bind(buffer);
+    alive.add(buffer);
+    buffer.destroy = (): undefined => {
+      alive.delete(buffer);
+      return destroy();
+    };
+    return buffer;
+  };
+  return { gpu, alive };
+}
+
+Deno.test("a model on the caller's device leaves it as it was", async () => {
+  const { gpu, alive } = await watchedDevice();
+  const model = await loadModel(TINY, { device: gpu });
+  const running = model.complete({ tokens: [1, 2, 3], temperature: 0, maxTokens: 30, ignoreEos: true });
+  const rejected = assertRejects(() => running, Error, "it was disposed");
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  await model.dispose();
+  await rejected;
+  assertEquals([...alive].map((buffer) => buffer.label), []);
+  await assertRejects(() => model.complete({ tokens: [1] }), Error, "it was disposed");
+  gpu.destroy();
+});
+
+Deno.test("running out of memory says the numbers, and leaves nothing behind", async () => {
+  const { gpu, alive } = await watchedDevice();
+  await assertRejects(() => loadModel(undefined, { device: gpu, memoryLimit: 8e6 }), Error, "Cannot allocate");
+  assertEquals(alive.size, 0);
+  await assertRejects(() => loadModel(undefined, { device: gpu, memoryLimit: 17e6 }), Error, "Raise memoryLimit");
+  assertEquals(alive.size, 0);
+  gpu.destroy();
+});
+
+Deno.test("losing the device rejects everyone who waits", async () => {
+  const { gpu } = await watchedDevice();
+  const model = await loadModel(TINY, { device: gpu });
+  const ask = (): Promise<unknown> => model.complete({ tokens: [1, 2, 3], temperature: 0, ignoreEos: true });
+  const first = ask(), second = ask();
+  const rejections = [first, second].map((answer) => assertRejects(() => answer, Error, "device was lost"));
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  gpu.destroy();
+  await Promise.all(rejections);
+  await assertRejects(ask, Error, "device was lost");
+  await model.dispose();
+});
+
+Deno.test("a device with too few bindings is refused", async () => {
+  const gpu = await (await navigator.gpu.requestAdapter())!.requestDevice();
+  await assertRejects(
+    () => loadModel(TINY, { device: gpu }),
+    Error,
+    "allows 8 storage buffers a shader, and 9 are needed",
+  );
+  gpu.destroy();
+});
+
+Deno.test("loading is refused early where it cannot be", async () => {
+  await assertRejects(() => loadModel("/no/such folder"), Error, "there is no such folder");
+  await assertRejects(() => loadModel(TINY, { precision: "fast" }), Error, "not available yet");
+  await assertRejects(() => loadModel(TINY, { contextLength: 1e6 }), RangeError, "contextLength is 1000000");
+  await assertRejects(() => loadModel(TINY, { signal: AbortSignal.abort(new Error("stop")) }), Error, "stop");
+});
