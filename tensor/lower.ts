@@ -82,7 +82,7 @@ class Lowerer {
   #path: Node[] = [];
 
   constructor(readonly root: Node, readonly realised: ReadonlySet<Node>, readonly context: LowerContext) {
-    this.index = root.shape.map((dim, axis) => dim === 1 ? undefined : `i${axis}`);
+    this.index = root.shape.map((dim, axis) => maxOf(dim) === 1 ? undefined : `i${axis}`);
     this.#output = root.shape.map((dim, axis) => this.#axis(`i${axis}`, maxOf(dim)));
   }
 

@@ -12,6 +12,9 @@ const BATCH = 10;
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";
 const GRAPHS = Number(Deno.env.get("TINYLLM_GRAPHS") ?? (LONG ? 20_000 : 500));
 
+/** How long a failing graph is made smaller before it is printed. */
+const SHRINKING_MILLISECONDS = 20_000;
+
 /** Runs graphs as one program, and says where a result is farther from the interpreter's than it may be. */
 async function findDifference(device: Device, graphs: readonly RandomGraph[]): Promise<string | undefined> {
   const runs = graphs.map(runsOf);
@@ -82,7 +85,9 @@ class Checker {
 
 /** Shrinks draw `at` of a seed and throws what the smallest recipe that still fails says. */
 async function reportSmallest(checker: Checker, seed: number, at: number, first: string): Promise<never> {
+  const end = performance.now() + SHRINKING_MILLISECONDS;
   const property = fc.asyncProperty(recipes, async (recipe) => {
+    if (performance.now() > end) return;
     const difference = await checker.difference([recipe]);
     if (difference !== undefined) throw new Error(difference);
   });

@@ -12,6 +12,7 @@ import * as graph from "../tensor/node.ts";
 import type { Node } from "../tensor/node.ts";
 import type { ScalarOpName } from "../tensor/scalar.ts";
 import { Storage } from "../tensor/storage.ts";
+import { RANDOM_KERNELS } from "./random_kernels.ts";
 
 const MAX_NODES = 12;
 const MAX_ELEMENTS = 4096;
@@ -37,6 +38,7 @@ const UNARY = [
 const BINARY = ["add", "sub", "mul", "div", "mod", "max", "min", "and", "or", "lt", "le", "gt", "ge", "eq", "ne"];
 const MOVEMENT = ["reshape", "permute", "expand", "slice", "pad"];
 const REDUCTIONS = ["sum", "max", "argmax"];
+const KERNELS = ["triple", "triple", "halves", "advance"];
 const OTHER = ["cast", "where", "gather", "assign"];
 
 /** What fast-check draws. Numbers are choices, taken modulo what there is to choose from. */
@@ -74,6 +76,7 @@ export const recipes: fc.Arbitrary<Recipe> = fc.record({
         fc.constantFrom(...BINARY.map((name) => `binary ${name}`)),
         fc.constantFrom(...MOVEMENT),
         fc.constantFrom(...REDUCTIONS.map((name) => `reduce ${name}`)),
+        fc.constantFrom(...KERNELS.map((name) => `kernel ${name}`)),
         fc.constantFrom(...OTHER),
       ),
       choices: fc.array(choice, { minLength: 8, maxLength: 8 }),
@@ -137,8 +140,12 @@ class Builder {
     this.recipe.leaves.forEach((_, i) => this.#leaf(i));
     this.recipe.steps.forEach(({ op, choices }) => this.#step(op, choices));
     const read = new Set(this.#accepted.flatMap((node) => [...graphOf([node])].filter((other) => other !== node)));
-    // A program refuses to hand back its inputs.
-    const roots = this.#accepted.filter((node) => !read.has(node) && base(node).op !== "input");
+    // A program hands back neither its inputs nor what it overwrites.
+    const gone = (node: Node): boolean => {
+      const owner = base(node);
+      return owner.op === "input" || (owner.op === "buffer" && owner.version !== owner.storage.version);
+    };
+    const roots = this.#accepted.filter((node) => !read.has(node) && !gone(node));
     const needed = graphOf(roots);
     const inputs = new Map([...this.inputs].filter(([node]) => needed.has(node)));
     return { roots, inputs, state: this.state, symbol: this.symbol };
@@ -197,7 +204,7 @@ class Builder {
     const node = attempt(() => this.#make(kind, name, choices));
     if (!node || this.#accepted.includes(node)) return;
     const accepted = this.#accept(node);
-    if (node.op !== "assign") return;
+    if (op !== "assign" && op !== "kernel advance") return;
     // The old version may not be read any more; a write that was not taken is undone.
     if (accepted) this.#pool = this.#pool.filter((other) => other !== node.src[0]);
     else (node.src[0] as Node & { op: "buffer" }).storage.version--;
@@ -237,6 +244,11 @@ class Builder {
         const value = target &&
           this.#pick(second, (n) => n.dtype === target.dtype && `${n.shape}` === `${target.shape}`);
         return target && value && graph.assign(target, value);
+      }
+      case "kernel": {
+        const source = this.#pick(first, (n) => n.dtype === "i32" && (name !== "advance" || n.op === "buffer"));
+        const kernel = source && graph.kernelNode(RANDOM_KERNELS[name]!, [source], null);
+        return kernel && name === "halves" ? graph.output(kernel, second % 2) : kernel;
       }
       default:
         return this.#movement(kind, choices);
