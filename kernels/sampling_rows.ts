@@ -58,7 +58,7 @@ export const adjustmentWords = 4;
 export const greedyBelow = 1e-5;
 
 /** Logits below this count as minus infinity: such tokens are never drawn. */
-export const lowestLogit = -3e38;
+export const lowestLogit: number = -3e38;
 
 /** What {@linkcode encodeSamplingRows} gives. */
 export interface EncodedSamplingRows {

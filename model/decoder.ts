@@ -22,28 +22,42 @@ import { ropeTable } from "./rope_frequencies.ts";
 import { sameFormat, type StoredWeight, WeightLoader, weightNode } from "./weights.ts";
 
 /** Matrices applied to one input: one where formats agree, else one each, side by side. */
-interface Projection {
+export interface Projection {
+  /** Rows end to end. */
   readonly weights: readonly StoredWeight[];
+  /** `[rows]`, or none. */
   readonly bias: Storage | undefined;
 }
 
 /** Weights of one block. */
-interface Layer {
+export interface Layer {
+  /** `[hidden]`: RMSNorm before attention. */
   readonly attentionNorm: Storage;
+  /** Queries, keys and values. */
   readonly qkv: Projection;
+  /** `[headDim]`: RMSNorm of each query head (Qwen3). */
   readonly qNorm: Storage | undefined;
+  /** `[headDim]`: RMSNorm of each key head (Qwen3). */
   readonly kNorm: Storage | undefined;
+  /** From the heads back to the residual stream. */
   readonly attentionOutput: Projection;
+  /** `[hidden]`: RMSNorm before the feed-forward layer. */
   readonly mlpNorm: Storage;
+  /** Gate, then up. */
   readonly gateUp: Projection;
+  /** Back to the residual stream. */
   readonly down: Projection;
 }
 
 /** All weights of a decoder, on a device. */
 export interface DecoderWeights {
+  /** `[vocabulary, hidden]`. */
   readonly embedding: StoredWeight;
+  /** Block by block. */
   readonly layers: readonly Layer[];
+  /** `[hidden]`: RMSNorm before the head. */
   readonly norm: Storage;
+  /** `[vocabulary, hidden]`; the embedding itself where it is tied. */
   readonly head: StoredWeight;
   /** `[positions, rotaryDim / 2, 2]`: cosines and sines, computed in float64. */
   readonly rope: Storage;

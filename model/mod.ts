@@ -33,3 +33,4 @@ export * from "./safetensors.ts";
 export * from "./source.ts";
 export * from "./tokenizer.ts";
 export * from "./weights.ts";
+export * from "./plain_decoder.ts";

@@ -36,10 +36,14 @@ export interface StoredWeight {
 }
 
 /** A matrix of a checkpoint before it is loaded. */
-interface Located {
+export interface Located {
+  /** Its name, without `.weight`. */
   readonly path: string;
+  /** How it is stored. */
   readonly format: WeightFormat;
+  /** Outputs. */
   readonly rows: number;
+  /** Inputs. */
   readonly columns: number;
 }
 
@@ -55,7 +59,7 @@ export class WeightLoader {
   readonly #storages: Storage[] = [];
   #loaded = 0;
 
-  /** @param onBytes Called with the bytes loaded so far. */
+  /** A loader for one checkpoint and device; `onBytes` is told the bytes loaded so far. */
   constructor(
     readonly device: Device,
     readonly checkpoint: Checkpoint,

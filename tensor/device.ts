@@ -28,11 +28,13 @@ export interface DeviceOptions {
 
 /** Memory ran out: the limit would have been exceeded, or the driver refused. */
 export class OutOfMemoryError extends Error {
+  /** For telling errors apart across realms. */
   override name = "OutOfMemoryError";
 }
 
 /** The device is gone: driver reset, unplugged, destroyed. */
 export class DeviceLostError extends Error {
+  /** For telling errors apart across realms. */
   override name = "DeviceLostError";
 }
 
@@ -59,6 +61,8 @@ export class Device {
   #closed = false;
 
   /**
+   * Use {@linkcode openDevice} or {@linkcode wrapDevice}.
+   *
    * @param gpu The WebGPU device. @param adapter What it came from. @param memoryLimit Most bytes of buffers.
    * @param caps What it can do.
    */

@@ -8,7 +8,11 @@
 
 /** A size known only when the program runs: at least 0, at most `max`. Two symbols of one name are the same. */
 export class Sym {
-  /** @param name The key under which a run gives the value. @param max The greatest value allowed. */
+  /**
+   * Makes a symbol.
+   *
+   * @param name The key under which a run gives the value. @param max The greatest value allowed.
+   */
   constructor(readonly name: string, readonly max: number) {
     if (!/^[a-z][a-zA-Z0-9]*$/.test(name)) {
       throw new Error(`Cannot make a symbol named "${name}": use letters and digits`);

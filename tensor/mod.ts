@@ -10,6 +10,7 @@
  *
  * @module
  */
+export type { Binding } from "./assemble.ts";
 export * from "./device.ts";
 export * from "./dim.ts";
 export * from "./dtype.ts";
@@ -28,6 +29,7 @@ export {
   kernelNode,
   map,
   type Node,
+  type NodeBase,
   output,
   outputTypes,
   pad,
@@ -40,5 +42,6 @@ export {
 export { compile, type CompileOptions, type DispatchInfo, Program, type RunValues } from "./program.ts";
 export { Readback } from "./readback.ts";
 export { type Rule, type RuleContext, RULES } from "./rules.ts";
+export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp, type ScalarOpName } from "./scalar.ts";
 export { type Resident, Storage } from "./storage.ts";
 export * from "./tensor.ts";

@@ -14,16 +14,21 @@ import type { Storage } from "./storage.ts";
 /** What a reduction computes. `argmax` gives the i32 position of the first greatest element. */
 export type ReduceKind = "sum" | "max" | "argmax";
 
-interface Base {
+/** What every node has. */
+export interface NodeBase {
+  /** Grows with construction. */
   readonly id: number;
+  /** Element type. */
   readonly dtype: DType;
+  /** Sizes. */
   readonly shape: Shape;
+  /** Nodes it is computed from. */
   readonly src: readonly Node[];
 }
 
 /** Every kind of node, told apart by `op`. */
 export type Node =
-  & Base
+  & NodeBase
   & (
     | { readonly op: "buffer"; readonly storage: Storage; readonly version: number }
     | { readonly op: "input"; readonly name: string }

@@ -18,7 +18,11 @@ export class Readback {
   #ticket = 1;
   #queue: Promise<unknown> = Promise.resolve();
 
-  /** @param gpu The device. @param allowFast Whether the fast path may be tried. */
+  /**
+   * A reader for a device.
+   *
+   * @param gpu The device. @param allowFast Whether the fast path may be tried.
+   */
   constructor(readonly gpu: GPUDevice, readonly allowFast: boolean = true) {}
 
   /** Whether reads are taken without awaiting; undefined before the first. */

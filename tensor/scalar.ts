@@ -7,19 +7,19 @@
 import type { DType } from "./dtype.ts";
 
 /** Where a result's dtype comes from: the operands', or bool. */
-type Result = "operand" | "bool";
+export type ResultType = "operand" | "bool";
 
 /** What operands an operation takes. */
-type Operands = "number" | "float" | "integer" | "bool" | "any";
+export type OperandType = "number" | "float" | "integer" | "bool" | "any";
 
 /** One row of the table. */
 export interface ScalarOp {
   /** Number of operands; the first of three is a bool condition. */
   readonly arity: 1 | 2 | 3;
   /** Dtypes taken. */
-  readonly operands: Operands;
+  readonly operands: OperandType;
   /** Dtype given. */
-  readonly result: Result;
+  readonly result: ResultType;
   /** The WGSL expression; `dtype` is that of the (last) operand. */
   readonly wgsl: (args: readonly string[], dtype: DType) => string;
   /** The value in float64; integers wrap to 32 bits afterwards, bools are 0 or 1. */
@@ -44,8 +44,41 @@ const compare = (symbol: string, test: (a: number, b: number) => boolean): Scala
 });
 const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
 
+/** Name of a scalar operation. */
+export type ScalarOpName =
+  | "add"
+  | "sub"
+  | "mul"
+  | "div"
+  | "mod"
+  | "max"
+  | "min"
+  | "neg"
+  | "abs"
+  | "exp"
+  | "log"
+  | "sqrt"
+  | "rsqrt"
+  | "sin"
+  | "cos"
+  | "tanh"
+  | "sigmoid"
+  | "silu"
+  | "floor"
+  | "ceil"
+  | "lt"
+  | "le"
+  | "gt"
+  | "ge"
+  | "eq"
+  | "ne"
+  | "and"
+  | "or"
+  | "not"
+  | "where";
+
 /** All scalar operations by name. */
-export const SCALAR_OPS = {
+export const SCALAR_OPS: Readonly<Record<ScalarOpName, ScalarOp>> = {
   add: {
     arity: 2,
     operands: "number",
@@ -210,10 +243,7 @@ export const SCALAR_OPS = {
     evaluate: (condition, yes, no) => condition !== 0 ? yes : no,
     error: (v, e) => v[0]! !== 0 ? e[1]! : e[2]!,
   },
-} as const satisfies Record<string, ScalarOp>;
-
-/** Name of a scalar operation. */
-export type ScalarOpName = keyof typeof SCALAR_OPS;
+};
 
 /** The table's row, typed as a row. */
 export function scalarOp(name: ScalarOpName): ScalarOp {

@@ -33,6 +33,8 @@ export class Storage {
   released = false;
 
   /**
+   * Makes a storage that is on no device yet.
+   *
    * @param dtype Element type.
    * @param shape Sizes, numbers only.
    * @param host Values in row-major order; zeros unless given. f16 values are given as f32 numbers.

@@ -48,7 +48,7 @@ export async function closeDefaultDevice(): Promise<void> {
  * ```
  */
 export class Tensor {
-  /** @param node The graph node it stands for. */
+  /** Stands for a graph node. */
   constructor(readonly node: Node) {}
 
   /** Element type. */
