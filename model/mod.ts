@@ -21,6 +21,7 @@ export * from "./chat_template.ts";
 export * from "./checkpoint.ts";
 export * from "./config.ts";
 export * from "./decoder.ts";
+export * from "./decoder_weights.ts";
 export * from "./detokenizer.ts";
 export * from "./float.ts";
 export * from "./generation_config.ts";

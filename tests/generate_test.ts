@@ -2,13 +2,13 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { openCheckpoint } from "../model/checkpoint.ts";
 import { readConfig } from "../model/config.ts";
-import { loadDecoder } from "../model/decoder.ts";
+import { loadDecoder } from "../model/decoder_weights.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import { loadModel, type Model } from "../mod.ts";
 import { BlockManager } from "../serving/block_manager.ts";
 import { load } from "../serving/load_model.ts";
-import { type LoadedModel } from "../serving/loaded_model.ts";
+import type { LoadedModel } from "../serving/loaded_model.ts";
 import { openNamed } from "../serving/model_source.ts";
 import { Runner } from "../serving/runner.ts";
 import { Sequence } from "../serving/sequence.ts";
