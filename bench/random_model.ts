@@ -6,7 +6,7 @@
 import type { AffineFormat } from "../kernels/weight_format.ts";
 import { weightTensorTypes } from "../kernels/weight_format.ts";
 import type { DecoderConfig } from "../model/config.ts";
-import type { DecoderWeights } from "../model/decoder.ts";
+import type { DecoderWeights } from "../model/decoder_weights.ts";
 import { ropeTable } from "../model/rope_frequencies.ts";
 import type { StoredWeight } from "../model/weights.ts";
 import { assign, buffer, compile, constant, type Device, iota, map, type Node, Storage } from "../tensor/mod.ts";

@@ -6,7 +6,7 @@
 import { ChatTemplate } from "../model/chat_template.ts";
 import { openCheckpoint } from "../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../model/config.ts";
-import { loadDecoder } from "../model/decoder.ts";
+import { loadDecoder } from "../model/decoder_weights.ts";
 import { readGenerationConfig } from "../model/generation_config.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import { readJson, type Source } from "../model/source.ts";

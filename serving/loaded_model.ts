@@ -5,7 +5,7 @@
  */
 import type { ChatTemplate } from "../model/chat_template.ts";
 import type { DecoderConfig } from "../model/config.ts";
-import type { DecoderWeights } from "../model/decoder.ts";
+import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { GenerationConfig } from "../model/generation_config.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";

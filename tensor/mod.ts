@@ -39,7 +39,8 @@ export {
   reshape,
   slice,
 } from "./node.ts";
-export { compile, type CompileOptions, type DispatchInfo, Program, type RunValues } from "./program.ts";
+export type { DispatchInfo } from "./compiler.ts";
+export { compile, type CompileOptions, Program, type RunValues } from "./program.ts";
 export { Readback } from "./readback.ts";
 export { type Rule, type RuleContext, RULES } from "./rules.ts";
 export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp, type ScalarOpName } from "./scalar.ts";

@@ -5,7 +5,8 @@
 import { type Batch, batchInputs } from "../../model/batch.ts";
 import { openCheckpoint } from "../../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../../model/config.ts";
-import { type DecoderWeights, forward, loadDecoder } from "../../model/decoder.ts";
+import { forward } from "../../model/decoder.ts";
+import { type DecoderWeights, loadDecoder } from "../../model/decoder_weights.ts";
 import { KvCache } from "../../model/kv_cache.ts";
 import type { Source } from "../../model/source.ts";
 import type { Device } from "../../tensor/device.ts";

@@ -1,0 +1,348 @@
+/**
+ * Turns a fused graph into a flat list of dispatches: lays out the upload, plans memory, and makes each group's shader,
+ * pipeline and bind group. `program.ts` replays what this makes.
+ *
+ * @module
+ */
+import { assemble, type BoundTensor, symbolsOf } from "./assemble.ts";
+import { generate, generateStore, type GroupCode } from "./codegen.ts";
+import type { Device } from "./device.ts";
+import { elementCount, formatShape, type Shape } from "./dim.ts";
+import { bytesPerElement, type DType, type HostArray } from "./dtype.ts";
+import { fuse, type Group } from "./fuse.ts";
+import type { Cost, KernelCall, Resolver } from "./kernel.ts";
+import { base, type Lowered } from "./lower.ts";
+import { planMemory } from "./memory.ts";
+import { type Node, output, outputTypes, stateOf, updatesOf } from "./node.ts";
+import { reachable, rewriteGraph, type Rule } from "./rules.ts";
+import type { Resident, Storage } from "./storage.ts";
+
+/** One line of {@linkcode Program.explain}. */
+export interface DispatchInfo {
+  /** Kernel's name, or what a generated one computes. */
+  readonly name: string;
+  /** What was fused into it. */
+  readonly fused: readonly string[];
+  /** Type of what it writes. */
+  readonly shape: Shape;
+  /** Operations and bytes at the greatest sizes. */
+  readonly cost: Cost;
+  /** Its shader. */
+  readonly wgsl: string;
+}
+
+/** One step of a run. `fixed` is the grid where no size is symbolic. */
+export interface Dispatch {
+  readonly info: DispatchInfo;
+  readonly pipeline: GPUComputePipeline;
+  readonly bindGroup: GPUBindGroup;
+  readonly grid: (resolve: Resolver) => readonly [number, number, number];
+  readonly fixed: readonly [number, number, number] | undefined;
+}
+
+/** Where a run puts the values of an input. */
+export interface InputSlot {
+  readonly node: Node & { op: "input" };
+  readonly offset: number;
+  readonly view: HostArray | Uint16Array<ArrayBuffer>;
+}
+
+/** Where a realised node lies. */
+export interface Place {
+  readonly buffer: GPUBuffer;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** Sizes of a run: 16 words, padded to the alignment of bindings. */
+const SIZES_BYTES = 256;
+
+/** Alignment of a binding's offset. */
+const ALIGNMENT = 256;
+
+/** Compiles one graph for one device. What it allocates is in `owned`. */
+export class Compiler {
+  readonly groups: readonly Group[];
+  readonly outputs: readonly Node[];
+  readonly owned: Resident[] = [];
+  readonly sizeSlots = new Map<string, number>();
+  readonly inputs: InputSlot[] = [];
+  readonly places = new Map<Node, Place>();
+  readonly storages = new Set<Storage>();
+  upload!: Resident;
+  host!: ArrayBuffer;
+
+  constructor(readonly device: Device, traced: readonly Node[], readonly label: string, rules: readonly Rule[]) {
+    const graph = rewriteGraph(traced, rules);
+    this.outputs = graph.outputs;
+    this.groups = fuse(graph, device.gpu.limits.maxStorageBuffersPerShaderStage);
+    symbolsOf(reachable(graph.outputs)).forEach((symbol) => this.sizeSlots.set(symbol.name, this.sizeSlots.size));
+    if (this.sizeSlots.size > 16) {
+      throw new Error(`Cannot compile ${label}: ${this.sizeSlots.size} symbolic sizes, at most 16`);
+    }
+  }
+
+  compile(): Dispatch[] {
+    try {
+      this.#layUpload();
+      this.#placeResults();
+      return this.groups.map((group) => this.#dispatch(group));
+    } catch (cause) {
+      this.owned.forEach((resident) => resident.release());
+      throw cause;
+    }
+  }
+
+  #own(bytes: number, usage: number, what: string): Resident {
+    const resident = this.device.allocate(bytes, usage, what);
+    this.owned.push(resident);
+    return resident;
+  }
+
+  /** One buffer for all that changes from run to run: sizes first, then every input at its own aligned place. */
+  #layUpload(): void {
+    const f16 = this.device.caps.f16;
+    let offset = SIZES_BYTES;
+    const inputs = new Map<string, Node & { op: "input" }>();
+    for (const node of reachable(this.outputs)) {
+      if (node.op !== "input") continue;
+      if (inputs.has(node.name)) throw new Error(`Cannot compile ${this.label}: two inputs are named "${node.name}"`);
+      inputs.set(node.name, node);
+    }
+    const slots = [...inputs.values()].map((node) => {
+      const bytes = Math.max(16, elementCount(node.shape) * bytesPerElement(node.dtype, f16));
+      const slot = { node, offset, bytes };
+      offset += Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+      return slot;
+    });
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC;
+    this.upload = this.#own(offset, usage, `the inputs of ${this.label}`);
+    this.host = new ArrayBuffer(offset);
+    for (const { node, offset, bytes } of slots) {
+      this.inputs.push({ node, offset, view: hostView(this.host, offset, node.dtype, elementCount(node.shape), f16) });
+      this.places.set(node, { buffer: this.upload.buffer, offset, bytes: Math.ceil(bytes / 16) * 16 });
+    }
+  }
+
+  /** Results of each group, in the order of its outputs; updates and writes lie in their storage. */
+  #results(group: Group): Node[] {
+    const { root } = group;
+    if (root.op !== "kernel") return [root];
+    return outputTypes(root).map((_, index) => output(root, index));
+  }
+
+  #placeResults(): void {
+    const f16 = this.device.caps.f16;
+    const lastUse = new Map<Node, number>();
+    this.groups.forEach((group, at) => group.reads.forEach((node) => lastUse.set(node, at)));
+    this.outputs.forEach((node) => lastUse.set(base(node), Infinity));
+    const results: { node: Node; at: number; bytes: number }[] = [];
+    this.groups.forEach((group, at) => {
+      for (const node of this.#results(group)) {
+        if (stateOf(node)) this.#placeState(node);
+        else if (!results.some((result) => result.node === node)) {
+          const bytes = elementCount(node.shape) * bytesPerElement(node.dtype, f16);
+          if (bytes > this.device.caps.maxBinding) {
+            throw new Error(
+              `Cannot compute ${node.dtype} ${
+                formatShape(node.shape)
+              }: ${bytes} bytes exceed the device's binding of ${this.device.caps.maxBinding}. Compute it in pieces.`,
+            );
+          }
+          results.push({ node, at, bytes });
+        }
+      }
+    });
+    const plan = planMemory(
+      results.map(({ node, at, bytes }) => ({ bytes, first: at, last: lastUse.get(node) ?? at })),
+    );
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    const buffers = plan.bytes.map((bytes) => this.#own(bytes, usage, `results of ${this.label}`));
+    results.forEach(({ node, bytes }, i) => {
+      this.places.set(node, {
+        buffer: buffers[plan.slot[i]!]!.buffer,
+        offset: 0,
+        bytes: Math.max(16, Math.ceil(bytes / 16) * 16),
+      });
+    });
+  }
+
+  #placeState(node: Node): Place {
+    const { storage } = stateOf(node)!;
+    this.storages.add(storage);
+    const resident = this.device.resident(storage);
+    const place = { buffer: resident.buffer, offset: 0, bytes: resident.bytes };
+    this.places.set(node, place);
+    return place;
+  }
+
+  place(node: Node): Place {
+    const known = this.places.get(node);
+    if (known) return known;
+    if (stateOf(node)) return this.#placeState(node);
+    throw new Error(`Cannot compile ${this.label}: ${node.op} of ${formatShape(node.shape)} has no memory`);
+  }
+
+  #split(node: Node): BoundTensor["split"] {
+    const { bytes } = this.place(node), { maxBinding } = this.device.caps;
+    if (bytes <= maxBinding) return undefined;
+    const partBytes = Math.floor(maxBinding / 65536) * 65536;
+    return { partBytes, parts: Math.ceil(bytes / partBytes) };
+  }
+
+  #dispatch(group: Group): Dispatch {
+    const names = new Map<Node, string>();
+    const access = (node: Node): string => names.get(node)!;
+    const { tensors, nodes, code } = group.kernel
+      ? this.#kernelParts(group, group.kernel, names, access)
+      : this.#generatedParts(group, names, access);
+    const { pipeline, bindGroup, wgsl } = this.#bind(tensors, nodes, code, describe(group));
+    const symbolic = nodes.some((node) => node.shape.some((dim) => typeof dim !== "number"));
+    const fixed = symbolic ? undefined : code.grid((dim) => dim as number);
+    return { info: this.#info(group, nodes, wgsl), pipeline, bindGroup, grid: code.grid, fixed };
+  }
+
+  /** Bound tensors of a generated kernel: what it reads, and `out`. */
+  #generatedParts(group: Group, names: Map<Node, string>, access: (node: Node) => string): Parts {
+    const { root } = group, lowered = group.lowered!;
+    const reads = [...lowered.reads];
+    const written = stateOf(root)?.storage;
+    const tensors = reads.map((node, i): BoundTensor => {
+      names.set(node, `in${i}`);
+      const alias = written !== undefined && stateOf(node)?.storage === written;
+      return {
+        port: { name: `in${i}` },
+        type: node,
+        access: alias ? { alias: "out" } : "read",
+        split: alias ? undefined : this.#split(node),
+      };
+    });
+    tensors.push({ port: { name: "out" }, type: root, access: "write" });
+    const code = generate(lowered, root.shape, access, this.device.caps);
+    return { tensors, nodes: [...reads, root], code: { ...code, subgroups: false } };
+  }
+
+  /** Bound tensors of a hand-written kernel: its ports, and what its spliced store reads. */
+  #kernelParts(
+    group: Group,
+    kernel: Node & { op: "kernel" },
+    names: Map<Node, string>,
+    access: (node: Node) => string,
+  ): Parts {
+    const call: KernelCall<unknown> = {
+      params: kernel.params,
+      inputs: kernel.src.map(({ dtype, shape }) => ({ dtype, shape })),
+      outputs: outputTypes(kernel),
+    };
+    const source = kernel.kernel.wgsl(call, this.device.caps);
+    const updates = updatesOf(kernel);
+    const spliced = group.lowered;
+    const tensors = source.inputs.map((port, i): BoundTensor => {
+      const output = updates.indexOf(i);
+      return {
+        port,
+        type: kernel.src[i]!,
+        access: output >= 0 ? { alias: source.outputs[output]!.name } : "read",
+        split: output >= 0 ? undefined : this.#split(base(kernel.src[i]!)),
+      };
+    });
+    const nodes = kernel.src.map(base);
+    const extra = [...spliced?.reads ?? []];
+    extra.forEach((node, i) => {
+      names.set(node, `operand${i}`);
+      tensors.push({ port: { name: `operand${i}` }, type: node, access: "read", split: this.#split(node) });
+      nodes.push(node);
+    });
+    const results = this.#results(group);
+    source.outputs.forEach((port, i) => {
+      const node = results[i]!;
+      const store = spliced && i === 0 ? generateStore(spliced, node.shape, port.name, access) : undefined;
+      tensors.push({ port, type: spliced ? node : call.outputs[i]!, access: "write", store });
+      nodes.push(node);
+    });
+    const grid = (resolve: Resolver): readonly [number, number, number] =>
+      kernel.kernel.grid(call, this.device.caps, resolve);
+    const { workgroupSize, declarations = "", main, subgroups = false } = source;
+    return { tensors, nodes, code: { workgroupSize, declarations, main, subgroups, grid } };
+  }
+
+  #bind(
+    tensors: BoundTensor[],
+    nodes: Node[],
+    code: Parts["code"],
+    name: string,
+  ): { pipeline: GPUComputePipeline; bindGroup: GPUBindGroup; wgsl: string } {
+    const assembled = assemble(tensors, code, this.device.caps, this.sizeSlots);
+    const { pipeline, layout } = this.device.pipeline(assembled.code, assembled.bindings, name);
+    const entries = assembled.bindings.map(({ tensor, part }, binding): GPUBindGroupEntry => {
+      if (tensor === "sizes") {
+        return { binding, resource: { buffer: this.upload.buffer, offset: 0, size: SIZES_BYTES } };
+      }
+      const place = this.place(nodes[tensor]!), split = tensors[tensor]!.split;
+      const offset = place.offset + (split ? part * split.partBytes : 0);
+      const size = split ? Math.min(split.partBytes, place.bytes - part * split.partBytes) : place.bytes;
+      return { binding, resource: { buffer: place.buffer, offset, size } };
+    });
+    return {
+      pipeline,
+      bindGroup: this.device.gpu.createBindGroup({ layout, entries, label: name }),
+      wgsl: assembled.code,
+    };
+  }
+
+  #info(group: Group, nodes: readonly Node[], wgsl: string): DispatchInfo {
+    const { f16 } = this.device.caps;
+    const resolve: Resolver = (dim) => typeof dim === "number" ? dim : dim.max;
+    const bytes = [...new Set(nodes)].reduce(
+      (sum, n) => sum + elementCount(n.shape) * bytesPerElement(n.dtype, f16),
+      0,
+    );
+    const kernel = group.kernel;
+    const cost = kernel
+      ? kernel.kernel.cost(
+        { params: kernel.params, inputs: kernel.src, outputs: outputTypes(kernel) },
+        this.device.caps,
+        resolve,
+      )
+      : { bytes, flops: generatedFlops(group.lowered!) };
+    return { name: describe(group), fused: fusedNames(group), shape: group.root.shape, cost, wgsl };
+  }
+}
+
+interface Parts {
+  readonly tensors: BoundTensor[];
+  readonly nodes: Node[];
+  readonly code: GroupCode & { readonly subgroups: boolean };
+}
+
+function hostView(host: ArrayBuffer, offset: number, dtype: DType, count: number, f16: boolean): InputSlot["view"] {
+  if (dtype === "f16" && f16) return new Uint16Array(host, offset, count);
+  if (dtype === "f32" || dtype === "f16") return new Float32Array(host, offset, count);
+  return dtype === "i32" ? new Int32Array(host, offset, count) : new Uint32Array(host, offset, count);
+}
+
+/** Operations of a generated kernel at the greatest sizes: one for each operation and element. */
+function generatedFlops(lowered: Lowered): number {
+  return [...lowered.inlined].reduce((sum, node) => {
+    if (node.op === "map") return sum + elementCount(node.shape);
+    return node.op === "reduce" ? sum + elementCount(node.src[0]!.shape) : sum;
+  }, 0);
+}
+
+function fusedNames(group: Group): string[] {
+  return [...group.lowered?.inlined ?? []].flatMap((node) =>
+    node.op === "map"
+      ? [node.fn]
+      : node.op === "reduce"
+      ? [node.kind]
+      : node.op === "kernel" || node.op === "const"
+      ? []
+      : [node.op]
+  );
+}
+
+function describe(group: Group): string {
+  if (group.kernel) return group.kernel.kernel.name + (group.lowered ? " + epilogue" : "");
+  if (group.root.op === "assign") return "assign";
+  return group.lowered!.phases.length > 0 ? "reduce" : "elementwise";
+}
