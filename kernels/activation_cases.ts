@@ -31,7 +31,8 @@ export const cases: KernelCase<null>[] = [{
   random: (random) => call(random.integer(1, 9), [1, 5, 45, 64, 300, 1408][random.integer(0, 5)]!, random),
   tolerance,
   bench: {
-    "one row of 4864": (random) => call(1, 4864, random),
-    "128 rows of 4864": (random) => call(128, 4864, random),
+    "0.5B, one row": (random) => call(1, 4864, random),
+    "0.5B, 128 rows": (random) => call(128, 4864, random),
+    "7B, 512 rows": (random) => call(512, 18944, random),
   },
 }];

@@ -108,10 +108,12 @@ export const cases: KernelCase<PagedAttentionParams>[] = [
     random: (random) => attentionCall(randomSetting(random, [16, 20, 32, 64, 80], 20), random),
     tolerance,
     bench: {
-      "story model, decode at 200": bench([[1, 200]], 2, 4, 64),
+      "stories, decode at 200": bench([[1, 200]], 2, 4, 64),
       "0.5B, decode at 512": bench([[1, 512]], 2, 7, 64),
       "0.5B, 8 decoding at 512": bench(Array.from({ length: 8 }, () => [1, 512] as const), 2, 7, 64),
       "0.5B, prefill of 128": bench([[128, 128]], 2, 7, 64),
+      "7B, decode at 4096": bench([[1, 4096]], 4, 7, 128),
+      "7B, prefill of 512": bench([[512, 512]], 4, 7, 128),
     },
   },
   {

@@ -4,10 +4,24 @@
  * @module
  */
 import { embeddingKernel, type EmbeddingParams } from "./embedding.ts";
-import { randomWeight } from "./random_product.ts";
+import { randomWeight, repeatedWeight } from "./random_product.ts";
 import { codeBits, groupSizes } from "./quantised_reference.ts";
-import type { KernelCase, Random } from "./spec.ts";
+import type { CaseCall, KernelCase, Random } from "./spec.ts";
 import { formatName, type WeightFormat } from "./weight_format.ts";
+
+function benchCall(
+  format: WeightFormat,
+  tokens: number,
+  rows: number,
+  columns: number,
+  random: Random,
+): CaseCall<EmbeddingParams> {
+  const data = Int32Array.from({ length: tokens }, () => random.integer(0, rows - 1));
+  return {
+    params: { format, rows, columns },
+    inputs: [{ dtype: "i32", shape: [tokens], data } as const, ...repeatedWeight(format, rows, columns, random)],
+  };
+}
 
 function embeddingCase(format: WeightFormat, columns: (random: Random) => number): KernelCase<EmbeddingParams> {
   return {
@@ -27,10 +41,14 @@ function embeddingCase(format: WeightFormat, columns: (random: Random) => number
         format.kind === "affine" && format.scales === "f32" ? 2 ** -20 * (1 + Math.abs(value)) : 0
       ),
     ],
+    bench: {
+      "stories, 64 tokens": (random) => benchCall(format, 64, 8192, 512, random),
+      "7B, 512 tokens": (random) => benchCall(format, 512, 8192, 3584, random),
+    },
   };
 }
 
-/** Cases of the table-driven test. */
+/** Cases of the table-driven test and bench. */
 export const cases: readonly KernelCase<EmbeddingParams>[] = [
   ...(["f32", "f16", "bf16"] as const).map((dtype) => {
     return embeddingCase({ kind: "dense", dtype }, (random) => random.integer(1, 150));

@@ -61,7 +61,8 @@ function turned({ params }: CaseCall<RopeAndWriteKvParams>): number {
   return params.eps === undefined ? plain : plain * 5 * (params.headDim / 2 + 8);
 }
 
-const story = { heads: 8, kvHeads: 2, headDim: 64, rotaryDim: 64, traditional: false };
+const stories = { heads: 8, kvHeads: 2, headDim: 64, rotaryDim: 64, traditional: false };
+const qwen7 = { heads: 28, kvHeads: 4, headDim: 128, rotaryDim: 128, traditional: false };
 const qwen3 = { heads: 16, kvHeads: 8, headDim: 128, rotaryDim: 128, traditional: false, eps: 1e-6 };
 
 /** A random shape of attention: any grouping, in part rotated, half of them normed. */
@@ -86,6 +87,10 @@ export const writeCases: KernelCase<null>[] = [{
   kernel: writeKvKernel,
   random: (random) => writeCall(random.integer(1, 9), random.integer(1, 3), [4, 33, 64][random.integer(0, 2)]!, random),
   tolerance: ({ inputs }, [next]) => [stored(inputs[0]!.dtype, next!, 0)],
+  bench: {
+    "0.5B, 128 rows": (random) => writeCall(128, 2, 64, random),
+    "7B, 512 rows": (random) => writeCall(512, 4, 128, random),
+  },
 }];
 
 /** Cases of the fused kernel. */
@@ -98,7 +103,8 @@ export const cases: KernelCase<RopeAndWriteKvParams>[] = [{
     return [computed, stored(type, keys!, computed), stored(type, values!, 0)];
   },
   bench: {
-    "story model, one row": (random) => fusedCall(1, story, random),
+    "stories, one row": (random) => fusedCall(1, stories, random),
+    "7B, 512 rows": (random) => fusedCall(512, qwen7, random),
     "Qwen3-0.6B, 128 rows": (random) => fusedCall(128, qwen3, random),
   },
 }];

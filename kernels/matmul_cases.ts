@@ -15,7 +15,7 @@ export const cases: readonly KernelCase<ProductParams>[] = types.flatMap((dtype)
   const format = { kind: "dense", dtype } as const;
   return [
     productCase("one token", { format }, (random) => [1, random.integer(1, 70), 32 * random.integer(1, 9)], {
-      bench: { "1 x 896, 4864 rows": [1, 4864, 896] },
+      bench: { "0.5B, feed-forward, 1 token": [1, 4864, 896], "7B, attention output, 1 token": [1, 3584, 3584] },
     }),
     productCase(
       "few tokens",
@@ -32,7 +32,10 @@ export const cases: readonly KernelCase<ProductParams>[] = types.flatMap((dtype)
       { format },
       (random) => [random.integer(9, 40), random.integer(1, 90), 4 * random.integer(1, 40)],
       {
-        bench: { "64 x 896, 1152 rows": [64, 1152, 896] },
+        bench: {
+          "0.5B, q, k and v, 64 tokens": [64, 1152, 896],
+          "7B, attention output, 512 tokens": [512, 3584, 3584],
+        },
       },
     ),
   ];

@@ -37,7 +37,9 @@ export const cases: KernelCase<RmsNormParams>[] = [{
   },
   tolerance,
   bench: {
-    "one row of 896": (random) => call(1, 896, random),
-    "512 rows of 896": (random) => call(512, 896, random),
+    "stories, one row": (random) => call(1, 512, random),
+    "0.5B, 512 rows": (random) => call(512, 896, random),
+    "7B, one row": (random) => call(1, 3584, random),
+    "7B, 512 rows": (random) => call(512, 3584, random),
   },
 }];

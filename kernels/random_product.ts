@@ -75,7 +75,18 @@ function storedWeight(
   return [words, storedFloats(pairs, format.scales)];
 }
 
-/** A product of random activations and a random weight. */
+/** A weight of a bench: time depends on its sizes alone, so that 64 random rows are repeated. */
+export function repeatedWeight(format: WeightFormat, rows: number, columns: number, random: Random): CaseInput[] {
+  const few = randomWeight(format, Math.min(rows, 64), columns, random);
+  return weightTensorTypes(format, rows, columns).map((type, i) => {
+    const piece = few[i]!.data, size = type.shape.reduce<number>((n, dim) => n * (dim as number), 1);
+    const data = piece instanceof Float32Array ? new Float32Array(size) : new Uint32Array(size);
+    for (let at = 0; at < size; at += piece.length) data.set(piece.subarray(0, size - at), at);
+    return { ...type, data };
+  });
+}
+
+/** A product of random activations and a random weight, or one that `weight` makes. */
 export function productCall(
   params: ProductParams,
   tokens: number,
@@ -83,11 +94,12 @@ export function productCall(
   columns: number,
   random: Random,
   dtype: "f32" | "f16" = "f32",
+  weight: typeof randomWeight = randomWeight,
 ): CaseCall<ProductParams> {
   const x = Float32Array.from({ length: tokens * columns }, () => rounded(random.normal(), dtype));
   return {
     params,
-    inputs: [{ dtype, shape: [tokens, columns], data: x }, ...randomWeight(params.format, rows, columns, random)],
+    inputs: [{ dtype, shape: [tokens, columns], data: x }, ...weight(params.format, rows, columns, random)],
   };
 }
 
@@ -123,7 +135,7 @@ export function productCase(
 ): KernelCase<ProductParams> {
   const kernel = params.format.kind === "dense" ? matmul : quantisedMatmul;
   const bench = Object.entries(options.bench ?? {}).map(([name, sizes]) => {
-    return [name, (random: Random) => productCall(params, ...sizes, random)] as const;
+    return [name, (random: Random) => productCall(params, ...sizes, random, options.x, repeatedWeight)] as const;
   });
   return {
     name: `${kernel.name} ${formatName(params.format)}, ${label}`,

@@ -49,6 +49,7 @@ export const cases: KernelCase<RopeParams>[] = [{
   },
   tolerance: () => [TOLERANCE],
   bench: {
-    "512 rows of 14 heads of 64": (random) => call(512, 14, 64, { rotaryDim: 64, traditional: false }, random),
+    "0.5B, 512 rows": (random) => call(512, 14, 64, { rotaryDim: 64, traditional: false }, random),
+    "7B, 512 rows": (random) => call(512, 28, 128, { rotaryDim: 128, traditional: false }, random),
   },
 }];

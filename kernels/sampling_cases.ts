@@ -97,7 +97,8 @@ function argmaxCase(
       return logprob ? [0, 0, reference[2]!.map((sum) => 1e-5 * sum)] : [0, 0];
     },
     bench: {
-      "1 x 151936": (random) => ({ params: { logprob }, inputs: [randomLogits(random, 1, 151936)] }),
+      "stories": (random) => ({ params: { logprob }, inputs: [randomLogits(random, 1, 8192)] }),
+      "0.5B": (random) => ({ params: { logprob }, inputs: [randomLogits(random, 1, 151936)] }),
     },
   };
 }
@@ -132,7 +133,7 @@ const penaltiesCase: KernelCase<PenaltiesParams> = {
     adjusted!.map((x) => 1e-6 * Math.abs(x) + 4e-6),
     logprobTolerance(logSumExp!),
   ],
-  bench: { "8 x 151936": (random) => penaltiesCall(random, 8, 151936) },
+  bench: { "0.5B, 8 rows": (random) => penaltiesCall(random, 8, 151936) },
 };
 
 function sampleCase(name: string, params: SampleParams): KernelCase<SampleParams> {
@@ -143,8 +144,8 @@ function sampleCase(name: string, params: SampleParams): KernelCase<SampleParams
     tolerance: (call, reference) =>
       params.result === "token" ? drawTolerance(call, reference) : probabilityTolerance(call, reference),
     bench: {
-      "1 x 151936": (random) => sampleCall(random, params, 1, 151936),
-      "32 x 151936": (random) => sampleCall(random, params, 32, 151936),
+      "0.5B, one row": (random) => sampleCall(random, params, 1, 151936),
+      "7B, 32 rows": (random) => sampleCall(random, params, 32, 152064),
     },
   };
 }

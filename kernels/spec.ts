@@ -46,6 +46,9 @@ export interface KernelCase<P> {
    * in f32 may err by about K 2^-24 sum |x w|. 0 where the result is exact.
    */
   tolerance(call: CaseCall<P>, reference: readonly Float64Array[]): readonly (Float64Array | number)[];
-  /** Calls in real shapes for the bench, by label. */
+  /**
+   * Calls in real shapes for the bench, by label. A label begins with the model that has the shape: `stories`, `0.5B`,
+   * `7B`; the last is left out on CPU devices.
+   */
   readonly bench?: Readonly<Record<string, (random: Random) => CaseCall<P>>>;
 }

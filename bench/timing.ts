@@ -1,0 +1,51 @@
+/**
+ * Times programs: by the GPU's timestamps where it has them, else by the clock over many runs and one read-back.
+ *
+ * @module
+ */
+import type { Device, Program, Storage } from "../tensor/mod.ts";
+
+/** Time of a run. */
+export interface Timing {
+  /** Median microseconds of a run's dispatches. */
+  readonly microseconds: number;
+  /** Runs that were timed. */
+  readonly runs: number;
+}
+
+/** Microseconds spent on one program. */
+const BUDGET = 100_000;
+const MOST_RUNS = 200;
+
+/** Waits until everything submitted so far has run. */
+export async function finish(device: Device): Promise<void> {
+  let fence = fences.get(device);
+  if (!fence) fences.set(device, fence = device.storage("u32", [4], "fence"));
+  await device.readStorage(fence);
+}
+
+const fences = new WeakMap<Device, Storage>();
+
+/** Microseconds of each of `runs` runs by the clock, after one that warms up, everything included. */
+export async function wallMicroseconds(device: Device, runs: number, run: () => void): Promise<number> {
+  run();
+  await finish(device);
+  const start = performance.now();
+  for (let i = 0; i < runs; i++) run();
+  await finish(device);
+  return (performance.now() - start) * 1000 / runs;
+}
+
+/** Times a program without inputs. The first runs warm it up and decide how many follow. */
+export async function timeProgram(device: Device, program: Program): Promise<Timing> {
+  const once = await wallMicroseconds(device, 2, () => program.run());
+  const runs = Math.max(3, Math.min(MOST_RUNS, Math.round(BUDGET / once)));
+  if (!device.caps.timestamps) {
+    return { microseconds: await wallMicroseconds(device, runs, () => program.run()), runs };
+  }
+  const times: number[] = [];
+  for (let run = 0; run < Math.min(runs, 20); run++) {
+    times.push((await program.profile()).reduce((sum, time) => sum + time, 0));
+  }
+  return { microseconds: times.sort((a, b) => a - b)[times.length >> 1]!, runs: times.length };
+}
