@@ -5,7 +5,7 @@
 import { assertEquals } from "@std/assert";
 import { seededRandom } from "../kernels/random.ts";
 import type { CaseCall, KernelCase } from "../kernels/spec.ts";
-import { type Device, type Feature, openDevice } from "../tensor/device.ts";
+import { Device, type Feature, openDevice } from "../tensor/device.ts";
 import { formatShape } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
@@ -14,9 +14,10 @@ import { KERNEL_CASES } from "./kernel_table.ts";
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";
 const FIRST_SEED = LONG ? crypto.getRandomValues(new Uint32Array(1))[0]! : 1;
 
-/** Shapes of each case by the feature that the device lacks. */
-const DEVICES: readonly { readonly disable: readonly Feature[]; readonly shapes: number }[] = [
+/** Shapes of each case by the features that the device lacks, and whether kernels take it for a CPU's. */
+const DEVICES: readonly { readonly disable: readonly Feature[]; readonly shapes: number; readonly cpu?: false }[] = [
   { disable: [], shapes: 2 },
+  { disable: [], shapes: 1, cpu: false },
   { disable: ["subgroups"], shapes: 1 },
   { disable: ["f16"], shapes: 1 },
   { disable: ["timestamps"], shapes: 1 },
@@ -59,13 +60,20 @@ Deno.test("names in the table of kernels are unique", () => {
   assertEquals(names.length, new Set(names).size);
 });
 
-for (const { disable, shapes } of DEVICES) {
-  const label = disable.length === 0 ? "all features" : `no ${disable.join(", ")}`;
+/** Opens a device; one that is no CPU's has the paths of a discrete GPU, which run on any device. */
+async function open(disable: readonly Feature[], cpu: false | undefined): Promise<Device> {
+  const device = await openDevice({ disable });
+  if (cpu === undefined) return device;
+  return new Device(device.gpu, device.info, { ...device.caps, cpu }, Infinity, true);
+}
+
+for (const { disable, shapes, cpu } of DEVICES) {
+  const label = disable.length > 0 ? `no ${disable.join(", ")}` : cpu === false ? "paths of a GPU" : "all features";
   Deno.test({
     name: `kernels agree with their references: ${label}`,
     sanitizeResources: false,
     async fn(test) {
-      const device = await openDevice({ disable });
+      const device = await open(disable, cpu);
       const count = LONG ? shapes * 10 : shapes;
       for (const [row, kernelCase] of KERNEL_CASES.entries()) {
         await test.step(kernelCase.name, async () => {
