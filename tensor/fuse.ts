@@ -44,15 +44,17 @@ class Grouping {
   #readers = new Map<Node, number>();
 
   constructor(readonly graph: Rewritten, readonly maxBindings: number) {
-    for (const node of graph.outputs) this.#realise(base(node));
+    for (const node of graph.outputs) this.realised.add(base(node));
     for (const node of reachable(graph.outputs)) {
-      if (node.op === "kernel") node.src.forEach((source) => this.#realise(base(source)));
+      if (node.op === "kernel") node.src.forEach((source) => this.realised.add(base(source)));
       for (const source of new Set(node.src)) this.#readers.set(source, (this.#readers.get(source) ?? 0) + 1);
     }
   }
 
   /** Gives a node memory of its own; groups that computed it inside are to be made anew. */
   #realise(node: Node): void {
+    // Each round has to add a root: one that is there already would start over for ever.
+    if (this.realised.has(node)) throw new Error(`Cannot fuse ${node.op}: it has memory of its own already`);
     this.realised.add(node);
     for (const [root, group] of this.#cache) if (group.lowered?.inlined.has(node)) this.#cache.delete(root);
   }
@@ -108,11 +110,7 @@ class Grouping {
   }
 
   #kernelReads(kernel: Node): Node[] {
-    return kernel.src.map((source) => {
-      const owner = base(source);
-      if (!this.realised.has(owner)) this.#realise(owner);
-      return owner;
-    });
+    return kernel.src.map((source) => base(source));
   }
 
   #splices(node: Node): boolean {

@@ -8,10 +8,9 @@ import { Compiler, type Dispatch, type DispatchInfo, type InputSlot } from "./co
 import type { Device } from "./device.ts";
 import { elementCount, formatShape, resolveDim, type Sizes } from "./dim.ts";
 import { float16Bits, type HostArray } from "./dtype.ts";
-import { isLeaf, producerOf } from "./fuse.ts";
 import type { Resolver } from "./kernel.ts";
 import { base } from "./lower.ts";
-import type { Node } from "./node.ts";
+import { type Node, stateOf } from "./node.ts";
 import { type Rule, RULES } from "./rules.ts";
 
 /** Values of one run. */
@@ -192,6 +191,18 @@ export class Program {
   }
 }
 
+/** Refuses what cannot be read after a run: an input, and a version of a state that the same program overwrites. */
+function checkOutput(node: Node): void {
+  const owner = base(node), state = stateOf(owner);
+  if (owner.op === "input") throw new Error(`Cannot compile: output is input "${owner.name}" itself`);
+  if (state && state.version < state.storage.version) {
+    throw new Error(
+      `Cannot compile: an output is version ${state.version} of "${state.storage.label}", which the program overwrites. ` +
+        `Return what the write returned, or a copy (x + 0).`,
+    );
+  }
+}
+
 /**
  * Traces `fn`, fuses, plans memory and makes pipelines and bind groups, once. Inputs made inside with
  * {@linkcode input} and symbolic sizes get their values at each run.
@@ -200,10 +211,6 @@ export function compile(device: Device, fn: () => Node | readonly Node[], option
   const traced = fn();
   const outputs = Array.isArray(traced) ? traced as Node[] : [traced as Node];
   if (outputs.length === 0) throw new Error("Cannot compile a program without outputs");
-  outputs.forEach((node) => {
-    if (isLeaf(producerOf(base(node))) && base(node).op === "input") {
-      throw new Error(`Cannot compile: output is input "${(base(node) as Node & { op: "input" }).name}" itself`);
-    }
-  });
+  outputs.forEach(checkOutput);
   return new Program(device, outputs, options);
 }

@@ -196,3 +196,9 @@ deviceTest("an update in place that reads other elements stays right", async (de
     assert(values.every((value, i) => value === Math.abs(first - i)), "every element is there, in reverse");
   }
 });
+
+deviceTest("an output that the same program overwrites is refused", (device) => {
+  const state = floats([4]), old = buffer(state);
+  const build = (): Node[] => [new Tensor(old).reshape([2, 2]).node, assign(old, constantOf(4, 3))];
+  assertThrows(() => compile(device, build), Error, 'version 0 of "values", which the program overwrites');
+});
