@@ -1,0 +1,213 @@
+/**
+ * The product of activations in 8-bit codes and an affine weight of 4 or 8 bits: what the `fast` precision computes in integers.
+ * With `quantise.ts`'s scale and sum of each block of 32 columns, and the scale and bias that the weight has there:
+ *
+ *     y[t, r] = sum over blocks of  weightScale * scale[t, b] * (sum over c in b of weightCode[r, c] * code[t, c])
+ *                                 + weightBias * sum[t, b]
+ *     gated:    silu(y[t, r]) * y[t, r + rows / 2]                  silu(v) = v / (1 + exp(-v))
+ *
+ * The inner sums are exact: four products an instruction (`dot4I8Packed`), in any order. Only the outer ones round, in f32.
+ * On an H100 the same product with f32 activations reaches half the speed, since turning each weight's code into a float
+ * is then the limit. `int8_variants.ts` picks the form, `int8_rows.ts` and `int8_tiles.ts` are the forms.
+ *
+ * @module
+ */
+import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
+import { bytesPerElement } from "../tensor/dtype.ts";
+import { type Caps, type Cost, dimWgsl, type Kernel, type KernelCall, type TensorType } from "../tensor/kernel.ts";
+import { kernelNode, type Node } from "../tensor/node.ts";
+import { rowsOutputs, rowsSource } from "./int8_rows.ts";
+import { tilesSource } from "./int8_tiles.ts";
+import { type Int8Form, int8Form, type Int8Size } from "./int8_variants.ts";
+import { affinePairs, hasInt8Form, type Int8Product } from "./int8_weight.ts";
+import { activationBlock, codeOrder, quantise32, type QuantisedActivations } from "./quantise.ts";
+import { linear } from "./quantised_matmul.ts";
+import { unpackCodes } from "./quantised_reference.ts";
+import { type AffineFormat, formatName, type Weight, weightTensorTypes } from "./weight_format.ts";
+
+/** Parameters of an int8 product. */
+export interface Int8Params {
+  /** How the weight is stored: affine, 4 or 8 bits. */
+  readonly format: AffineFormat;
+  /** Whether the two halves of the rows are joined: silu(first) x second. */
+  readonly gate?: boolean;
+}
+
+interface Sizes extends Omit<Int8Product, "tokens"> {
+  readonly tokens: Dim;
+}
+
+/** Takes a product's inputs apart: codes, scales, the weight's tensors. Throws errors that name the shapes. */
+function sizesOf(inputs: readonly TensorType[], { format, gate = false }: Int8Params): Sizes {
+  if (!hasInt8Form(format)) {
+    throw new Error(
+      `Cannot multiply int8 activations by ${formatName(format)}: weights of 4 and 8 bits have this product`,
+    );
+  }
+  const [codes, scales, first] = inputs;
+  if (!codes || !scales || !first || codes.shape.length !== 2 || first.shape.length !== 2) {
+    const shapes = inputs.map((input) => formatShape(input.shape)).join(" by ");
+    throw new Error(
+      `Cannot multiply ${shapes}: takes codes and scales of activations, then codes and scales of a weight`,
+    );
+  }
+  const [tokens, words] = codes.shape as [Dim, number], columns = 4 * words, rows = first.shape[0] as number;
+  const types: TensorType[] = [
+    { dtype: "u32", shape: [tokens, words] },
+    { dtype: "f32", shape: [tokens, columns / activationBlock, 2] },
+    ...weightTensorTypes(format, rows, columns),
+  ];
+  types.forEach((type, i) => {
+    const given = inputs[i];
+    if (!given || given.dtype !== type.dtype || formatShape(given.shape) !== formatShape(type.shape)) {
+      throw new Error(
+        `Cannot multiply int8 activations ${
+          formatShape([tokens, columns])
+        } by a weight of ${rows} rows: input ${i} has ` +
+          `to be ${type.dtype} ${formatShape(type.shape)}, not ${
+            given ? `${given.dtype} ${formatShape(given.shape)}` : "missing"
+          }`,
+      );
+    }
+  });
+  if (gate && rows % 2 !== 0) throw new Error(`Cannot gate weight [${rows}, ${columns}]: its rows have no two halves`);
+  return { format, tokens, rows, columns, outputs: gate ? rows / 2 : rows, gate };
+}
+
+/** Codes of activations as numbers, columns in their natural order. */
+function activationCodes(words: ArrayLike<number>): Int8Array {
+  const stored = new Int8Array(Uint32Array.from(words).buffer), codes = new Int8Array(stored.length);
+  for (let i = 0; i < codes.length; i++) codes[(i & ~7) + codeOrder[i & 7]!] = stored[i]!;
+  return codes;
+}
+
+/** Calls `term` with both parts of the sum for each output and block: the reference, and what its tolerance is made of. */
+export function int8Terms(
+  call: { readonly params: Int8Params; readonly inputs: readonly TensorType[] },
+  inputs: readonly ArrayLike<number>[],
+  term: (output: number, product: number, bias: number) => void,
+): void {
+  const { format, rows, columns } = sizesOf(call.inputs, call.params), blocks = columns / activationBlock;
+  const x = activationCodes(inputs[0]!), scales = inputs[1]!, weight = unpackCodes(inputs[2]!, format.bits);
+  const affine = affinePairs(inputs[3]!, format.scales);
+  for (let output = 0; output < x.length / columns * rows; output++) {
+    const token = Math.floor(output / rows), row = output % rows;
+    for (let block = 0; block < blocks; block++) {
+      let dot = 0;
+      for (let c = block * activationBlock; c < (block + 1) * activationBlock; c++) {
+        dot += x[token * columns + c]! * weight[row * columns + c]!;
+      }
+      const at = 2 * (token * blocks + block);
+      const pair = 2 * Math.floor((row * blocks + block) * activationBlock / format.groupSize);
+      term(output, affine[pair]! * scales[at]! * dot, affine[pair + 1]! * scales[at + 1]!);
+    }
+  }
+}
+
+/** The plain definition, in float64. */
+function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
+  const { rows, columns, outputs, gate } = sizesOf(call.inputs, call.params);
+  const y = new Float64Array(4 * inputs[0]!.length / columns * rows);
+  int8Terms(call, inputs, (output, product, bias) => y[output]! += product + bias);
+  if (!gate) return [y];
+  return [
+    Float64Array.from({ length: y.length / 2 }, (_, i) => {
+      const row = Math.floor(i / outputs) * rows + i % outputs;
+      return y[row]! / (1 + Math.exp(-y[row]!)) * y[row + outputs]!;
+    }),
+  ];
+}
+
+/**
+ * The kernel with a choice of form: tests and benches name theirs. Inputs are codes [T, K / 4] and scales [T, K / 32, 2] of
+ * activations, then the weight's tensors; output y [T, rows], or [T, rows / 2] with a gate.
+ */
+export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = int8Form): Kernel<Int8Params> {
+  const sized = (call: KernelCall<Int8Params>, caps: Caps): { product: Sizes; form: Int8Form } => {
+    const product = sizesOf(call.inputs, call.params), { tokens, rows, columns } = product;
+    return { product, form: choose(caps, { maxTokens: maxOf(tokens), rows, columns }) };
+  };
+  return {
+    name: "int8_matmul",
+    infer(inputs, params) {
+      const { tokens, outputs } = sizesOf(inputs, params);
+      return [{ dtype: "f32", shape: [tokens, outputs] }];
+    },
+    wgsl(call, caps) {
+      const { product: sizes, form } = sized(call, caps), product = { ...sizes, tokens: dimWgsl(sizes.tokens) };
+      return form.kind === "rows" ? rowsSource(product, form, caps) : tilesSource(product, form, caps);
+    },
+    grid(call, caps, resolve) {
+      const { product, form } = sized(call, caps), { tokens, outputs, gate } = product;
+      const each = form.kind === "rows"
+        ? rowsOutputs({ ...product, tokens: "" }, form)
+        : gate
+        ? form.rows / 2
+        : form.rows;
+      return [Math.ceil(resolve(tokens) / form.tokens), Math.ceil(outputs / each), 1];
+    },
+    reference,
+    cost(call, caps, resolve): Cost {
+      const { rows, columns, tokens } = sizesOf(call.inputs, call.params);
+      const bytes = [...call.inputs, ...call.outputs].reduce((sum, { dtype, shape }) => {
+        const elements = shape.reduce<number>((count, dim) => count * resolve(dim), 1);
+        return sum + elements * bytesPerElement(dtype, caps.f16);
+      }, 0);
+      return { flops: 2 * resolve(tokens) * rows * columns, bytes };
+    },
+    slots: ["elementwise", "siluGate"],
+    withSiluGate: (params) => params.gate ? undefined : { ...params, gate: true },
+  };
+}
+
+/** The int8 product in the form that `int8_variants.ts` picks. */
+export const int8Matmul: Kernel<Int8Params> = int8Kernel();
+
+/**
+ * A linear layer without bias on quantised activations: y = x W^T.
+ *
+ * @param x Activations [T, K] in codes, as `quantise32` and `rmsNormQuantise32` make them; T may be a symbol.
+ * @param weight Affine weight [rows, K] of 4 or 8 bits.
+ * @returns y [T, rows], f32.
+ * @throws Where the weight has another format or K differs.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { input } from "../tensor/node.ts";
+ * import { int8Linear } from "./int8_matmul.ts";
+ * import { quantise32 } from "./quantise.ts";
+ * const x = quantise32(input("x", "f32", [3, 64]));
+ * const weight = {
+ *   format: { kind: "affine", bits: 4, groupSize: 64, scales: "f16" },
+ *   rows: 10,
+ *   columns: 64,
+ *   tensors: [input("codes", "u32", [10, 8]), input("affine", "u32", [10, 1])],
+ * } as const;
+ * assertEquals(int8Linear(x, weight).shape, [3, 10]);
+ * ```
+ */
+export function int8Linear(x: QuantisedActivations, weight: Weight): Node {
+  const { format } = weight;
+  if (format.kind !== "affine") {
+    throw new Error(`Cannot multiply int8 activations by ${formatName(format)}: use linear() on floats`);
+  }
+  return kernelNode(int8Matmul, [x.codes, x.scales, ...weight.tensors], { format });
+}
+
+/** Whether {@linkcode int8Linear} takes a weight; {@linkcode fastLinear} takes every one. */
+export function hasInt8Product(weight: Weight): boolean {
+  return hasInt8Form(weight.format);
+}
+
+/**
+ * A linear layer without bias in the `fast` precision: activations are quantised and multiplied in integers where the weight
+ * has 4 or 8 bits, and `linear()` computes every other.
+ *
+ * @param x Activations [T, K], f32 or f16; T may be a symbol.
+ * @param weight Weight [rows, K].
+ * @returns y [T, rows], f32.
+ */
+export function fastLinear(x: Node, weight: Weight): Node {
+  return hasInt8Product(weight) ? int8Linear(quantise32(x), weight) : linear(x, weight);
+}

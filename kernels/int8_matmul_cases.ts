@@ -1,0 +1,133 @@
+/**
+ * Int8 products: both widths of codes, all group sizes and types of scales, few tokens and many, gated or not. Forms that
+ * only GPUs choose are named, so that they are tested on every device.
+ *
+ * @module
+ */
+import type { Caps } from "../tensor/kernel.ts";
+import { int8Kernel, int8Matmul, type Int8Params, int8Terms } from "./int8_matmul.ts";
+import type { Int8Form, Int8Size, RowsForm, TileForm } from "./int8_variants.ts";
+import { quantiseActivations } from "./quantise.ts";
+import { groupSizes } from "./quantised_reference.ts";
+import { randomWeight } from "./random_product.ts";
+import type { CaseCall, Kernel, KernelCase, Random } from "./spec.ts";
+import { type AffineFormat, formatName } from "./weight_format.ts";
+
+type Shape = readonly [tokens: number, rows: number, columns: number];
+
+/** A product of random activations, quantised, and a random weight. */
+export function int8Call(params: Int8Params, [tokens, rows, columns]: Shape, random: Random): CaseCall<Int8Params> {
+  const { codes, scales } = quantiseActivations(Float32Array.from({ length: tokens * columns }, () => random.normal()));
+  return {
+    params,
+    inputs: [
+      { dtype: "u32", shape: [tokens, columns / 4], data: codes },
+      { dtype: "f32", shape: [tokens, columns / 32, 2], data: Float32Array.from(scales) },
+      ...randomWeight(params.format, rows, columns, random),
+    ],
+  };
+}
+
+/** Inner sums are exact. A block rounds four times, and what has been added up so far once. */
+function int8Tolerance(call: CaseCall<Int8Params>): Float64Array {
+  const rows = call.inputs[2]!.shape[0] as number, columns = 4 * (call.inputs[0]!.shape[1] as number);
+  const magnitudes = new Float64Array((call.inputs[0]!.shape[0] as number) * rows);
+  int8Terms(call, call.inputs.map(({ data }) => data), (output, product, bias) => {
+    magnitudes[output]! += Math.abs(product) + Math.abs(bias);
+  });
+  const errors = magnitudes.map((magnitude) => (columns / 16 + 8) * 2 ** -24 * magnitude + 1e-30);
+  if (!call.params.gate) return errors;
+  // |silu'| is at most 1.1 and |silu(v)| at most |v|; exp is good to 4e-6.
+  const outputs = rows / 2;
+  return Float64Array.from({ length: errors.length / 2 }, (_, i) => {
+    const a = Math.floor(i / outputs) * rows + i % outputs, b = a + outputs;
+    return 1.1 * errors[a]! * (magnitudes[b]! + errors[b]!) + magnitudes[a]! * (errors[b]! + 1e-5 * magnitudes[b]!);
+  });
+}
+
+function int8Case(
+  label: string,
+  params: Int8Params,
+  shape: (random: Random) => Shape,
+  kernel: Kernel<Int8Params> = int8Matmul,
+): KernelCase<Int8Params> {
+  return {
+    name: `int8_matmul ${formatName(params.format)}, ${label}`,
+    kernel,
+    random: (random) => int8Call(params, shape(random), random),
+    tolerance: (call) => [int8Tolerance(call)],
+  };
+}
+
+const types = ["f32", "f16", "bf16"] as const;
+
+/** Columns that fill no whole number of loops and stages. */
+function columns(groupSize: number, random: Random): number {
+  return groupSize * random.integer(1, 768 / groupSize);
+}
+
+const everyFormat = ([4, 8] as const).flatMap((bits) =>
+  groupSizes.flatMap((groupSize, i) => {
+    const format: AffineFormat = { kind: "affine", bits, groupSize, scales: types[(i + bits / 4) % 3]! };
+    return [
+      int8Case(
+        "few tokens",
+        { format },
+        (random) => [random.integer(1, 5), random.integer(1, 50), columns(groupSize, random)],
+      ),
+      int8Case("many tokens", { format }, (random) => {
+        return [random.integer(33, 50), random.integer(1, 50), columns(groupSize, random)];
+      }),
+    ];
+  })
+);
+
+/** A form of a GPU in lanes that every device has. */
+function named(form: Int8Form): Kernel<Int8Params> {
+  return int8Kernel((caps: Caps, _size: Int8Size) => {
+    if (form.kind === "tile" || !caps.subgroups) return form;
+    return { ...form, lanes: Math.min(form.lanes, caps.subgroupSize) };
+  });
+}
+
+const rows = (tokens: number, lanes: number, groups: number, slices: number, unroll: number): RowsForm => {
+  return { kind: "rows", rows: 2, tokens, lanes, groups, slices, unroll };
+};
+
+const tile = (tokens: number, rows: number, threadTokens: number, slices: number): TileForm => {
+  return { kind: "tile", tokens, rows, threadTokens, threadRows: 4, slices };
+};
+
+const forms: readonly [string, Int8Form, number][] = [
+  ["one token, loops", rows(1, 8, 4, 1, 2), 1],
+  ["one token, slices", rows(1, 4, 4, 4, 2), 1],
+  ["eight tokens, slices", rows(8, 8, 4, 4, 1), 20],
+  ["tiles", tile(32, 32, 4, 1), 70],
+  ["sliced tiles", tile(16, 32, 4, 2), 40],
+];
+
+const gpuForms = ([4, 8] as const).flatMap((bits) =>
+  forms.flatMap(([label, form, tokens]) => {
+    const format: AffineFormat = { kind: "affine", bits, groupSize: 64, scales: "f16" };
+    const shape = (random: Random): Shape => {
+      return [random.integer(Math.ceil(tokens / 2), tokens), 2 * random.integer(1, 50), columns(64, random)];
+    };
+    return [
+      int8Case(`form: ${label}`, { format }, shape, named(form)),
+      ...(bits === 4 ? [int8Case(`form: ${label}, gated`, { format, gate: true }, shape, named(form))] : []),
+    ];
+  })
+);
+
+const gated = ([4, 8] as const).flatMap((bits) => {
+  const format: AffineFormat = { kind: "affine", bits, groupSize: 64, scales: "f16" };
+  return [
+    int8Case("gated", { format, gate: true }, (random) => [1, 2 * random.integer(1, 50), columns(64, random)]),
+    int8Case("gated, many tokens", { format, gate: true }, (random) => {
+      return [random.integer(33, 40), 2 * random.integer(1, 50), columns(64, random)];
+    }),
+  ];
+});
+
+/** Cases of the table-driven test and bench. */
+export const cases: readonly KernelCase<Int8Params>[] = [...everyFormat, ...gated, ...gpuForms];

@@ -1,0 +1,202 @@
+/**
+ * The matrix-vector form of an int8 product, for one token and for a few at once: what decoding runs.
+ *
+ * A team of lanes shares a few weight rows. A lane takes blocks of 32 columns: 16 bytes of each row (4 bits), and for every
+ * token the block's codes, scale and sum. Teams side by side have other rows; slices take turns at the columns. Sums
+ * meet by shuffles within a team, then in workgroup memory.
+ *
+ * @module
+ */
+import type { Caps, KernelSource } from "../tensor/kernel.ts";
+import type { RowsForm } from "./int8_variants.ts";
+import {
+  addDots,
+  floatBits,
+  indices,
+  type Int8Product,
+  type Int8Weight,
+  int8Weight,
+  siluGateFunction,
+  sumValue,
+} from "./int8_weight.ts";
+
+/** Outputs of a team for each token. */
+function teamOutputs({ gate }: Int8Product, { rows }: RowsForm): number {
+  return gate ? rows / 2 : rows;
+}
+
+/** Outputs of a workgroup for each token. */
+export function rowsOutputs(product: Int8Product, form: RowsForm): number {
+  return form.groups * teamOutputs(product, form);
+}
+
+function eachSum(form: RowsForm, text: (name: string, row: number, token: number) => string): string {
+  return indices(form.rows).flatMap((row) => indices(form.tokens).map((m) => text(`sum_${row}_${m}`, row, m))).join(
+    " ",
+  );
+}
+
+/** Who an invocation is, and where its rows and tokens begin; tails are clamped to what is there. */
+function prologue(product: Int8Product, form: RowsForm, weight: Int8Weight): string {
+  const { lanes, groups, tokens } = form, each = teamOutputs(product, form), blocks = product.columns / 32;
+  const lines = [
+    `let member = lane & ${lanes - 1}u;`,
+    `let team = (lane >> ${Math.log2(lanes)}u) & ${groups - 1}u;`,
+    `let slice = lane >> ${Math.log2(lanes * groups)}u;`,
+    `let tokens = ${product.tokens};`,
+    `let token0 = workgroup.x * ${tokens}u;`,
+    `let output0 = workgroup.y * ${groups * each}u;`,
+  ];
+  for (const row of indices(form.rows)) {
+    const output = `min(output0 + team * ${each}u + ${row % each}u, ${product.outputs - 1}u)`;
+    lines.push(
+      `let row_${row} = ${row < each ? output : `row_${row - each} + ${product.outputs}u`};`,
+      `let weights_${row} = row_${row} * ${blocks * weight.loads}u;`,
+      `let affine_${row} = row_${row} * ${weight.groups}u;`,
+    );
+  }
+  for (const m of indices(tokens)) lines.push(`let x_${m} = min(token0 + ${m}u, tokens - 1u) * ${blocks}u;`);
+  return lines.join("\n") + "\n" + eachSum(form, (name) => `var ${name} = 0.0;`) + "\n";
+}
+
+/** Loads blocks `at` of every row, then multiplies them by every token's: loads first, so that they overlap. */
+function blocksText(at: readonly string[], form: RowsForm, weight: Int8Weight): string {
+  const rows = indices(form.rows), shift = Math.log2(weight.groupBlocks);
+  let text = "";
+  at.forEach((block, u) => {
+    text += `let at_${u} = ${block};\n`;
+    for (const row of rows) {
+      for (const i of indices(weight.loads)) {
+        text += `let w_${u}_${row}_${i} = weights(weights_${row} + at_${u} * ${weight.loads}u + ${i}u);\n`;
+      }
+      text += `let s_${u}_${row} = ${weight.affine(`affine_${row} + (at_${u} >> ${shift}u)`)};\n`;
+    }
+  });
+  at.forEach((_, u) => {
+    for (const row of rows) {
+      const [low, high] = weight.words(indices(weight.loads).map((i) => `w_${u}_${row}_${i}`));
+      text += `let low_${u}_${row} = ${low};\nlet high_${u}_${row} = ${high};\n`;
+    }
+    for (const m of indices(form.tokens)) text += `{\n${tokenText(u, m, form, weight)}}\n`;
+  });
+  return text;
+}
+
+/** One token's block times that of every row. */
+function tokenText(u: number, m: number, form: RowsForm, weight: Int8Weight): string {
+  let text = `let low = codes((x_${m} + at_${u}) * 2u);\nlet high = codes((x_${m} + at_${u}) * 2u + 1u);\n` +
+    `let scale = scales(x_${m} + at_${u});\n`;
+  if (weight.offset) {
+    text += `var codes_sum = 0;\n${addDots("codes_sum", "low", "ones")}\n${addDots("codes_sum", "high", "ones")}\n` +
+      `let start = ${floatBits} + (codes_sum << 7u);\n`;
+  }
+  for (const row of indices(form.rows)) {
+    text += `var dot_${row} = ${weight.offset ? "start" : floatBits};\n` +
+      `${addDots(`dot_${row}`, `low_${u}_${row}`, "low")}\n${addDots(`dot_${row}`, `high_${u}_${row}`, "high")}\n` +
+      `sum_${row}_${m} = fma(s_${u}_${row}.x * scale.x, ${sumValue(`dot_${row}`)}, ` +
+      `fma(s_${u}_${row}.y, scale.y, sum_${row}_${m}));\n`;
+  }
+  return text;
+}
+
+/** All blocks of a row: a loop of `unroll` at a time, then what is left. */
+function columnsText(product: Int8Product, form: RowsForm, weight: Int8Weight): string {
+  const blocks = product.columns / 32, stride = form.lanes * form.slices, { unroll } = form;
+  const whole = Math.floor(blocks / stride), loops = Math.floor(whole / unroll);
+  const body = (from: string, count: number): string =>
+    blocksText(indices(count).map((u) => `${from} + ${u * stride}u`), form, weight);
+  let text = `let begin = slice * ${form.lanes}u + member;\n`;
+  if (weight.offset) text += "let ones = vec4u(0x01010101u);\n";
+  if (loops > 1) {
+    text += `for (var step = 0u; step < ${loops}u; step++) {\n` +
+      `let first = begin + step * ${unroll * stride}u;\n${body("first", unroll)}}\n`;
+  } else if (loops === 1) text += `{\n${body("begin", unroll)}}\n`;
+  const left = whole - loops * unroll;
+  if (left > 0) text += `{\n${body(`begin + ${loops * unroll * stride}u`, left)}}\n`;
+  if (blocks % stride !== 0) {
+    text += `if (begin + ${whole * stride}u < ${blocks}u) {\n${body(`begin + ${whole * stride}u`, 1)}}\n`;
+  }
+  return text;
+}
+
+/** The store of one output: `first` and `partner` are texts of finished sums. */
+function storeText(product: Int8Product, token: string, output: string, first: string, partner: string): string {
+  const value = product.gate ? `silu_gate(${first}, ${partner})` : first;
+  return `if (${token} < tokens && ${output} < ${product.outputs}u) {\n` +
+    `  store_y((${token}) * ${product.outputs}u + ${output}, ${value});\n}\n`;
+}
+
+/** Stores of a team whose lanes have the finished sums. */
+function teamStores(product: Int8Product, form: RowsForm): string {
+  const each = teamOutputs(product, form);
+  const stores = indices(form.tokens).flatMap((m) =>
+    indices(each).map((row) =>
+      storeText(
+        product,
+        `token0 + ${m}u`,
+        `output0 + team * ${each}u + ${row}u`,
+        `sum_${row}_${m}`,
+        `sum_${row + each}_${m}`,
+      )
+    )
+  );
+  return `if (member == 0u) {\n${stores.join("")}}\n`;
+}
+
+/** Adds up `parts` partial sums of every output in workgroup memory; one invocation stores one output. */
+function sharedStores(product: Int8Product, form: RowsForm, parts: number): string {
+  const each = teamOutputs(product, form), outputs = form.groups * each, sums = form.rows * form.tokens;
+  const threads = form.lanes * form.groups * form.slices, count = outputs * form.tokens;
+  const names = product.gate ? ["first", "partner"] : ["first"];
+  const part = (name: string, p: string): string => {
+    return `${name} += partial[at${name === "first" ? "" : ` + ${each * form.tokens}u`} + ${p}];`;
+  };
+  const step = form.groups * sums;
+  const additions = parts <= 8
+    ? indices(parts).map((p) => names.map((name) => part(name, `${p * step}u`)).join(" ")).join("\n")
+    : `for (var p = 0u; p < ${parts * step}u; p += ${step}u) { ${names.map((name) => part(name, "p")).join(" ")} }`;
+  const body = `let token = i >> ${Math.log2(outputs)}u;
+let own = i & ${outputs - 1}u;
+let at = (own >> ${Math.log2(each)}u) * ${sums}u + (own & ${each - 1}u) * ${form.tokens}u + token;
+${names.map((name) => `var ${name} = 0.0;`).join(" ")}
+${additions}
+${storeText(product, "token0 + token", "output0 + own", "first", "partner")}`;
+  if (count <= threads) return `let i = lane;\nif (i < ${count}u) {\n${body}}\n`;
+  return `for (var i = lane; i < ${count}u; i += ${threads}u) {\n${body}}\n`;
+}
+
+/** Brings the lanes' sums together and stores outputs. */
+function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: string; floats: number } {
+  const sums = form.rows * form.tokens, { lanes, groups, slices } = form;
+  let text = "";
+  if (caps.subgroups) {
+    for (let distance = lanes / 2; distance >= 1; distance /= 2) {
+      text += eachSum(form, (name) => `${name} += subgroupShuffleXor(${name}, ${distance}u);`) + "\n";
+    }
+    if (slices === 1) return { text: text + teamStores(product, form), floats: 0 };
+  }
+  const parts = caps.subgroups ? slices : slices * lanes;
+  const part = caps.subgroups ? "slice" : `(slice * ${lanes}u + member)`;
+  const put = `let put = (${part} * ${groups}u + team) * ${sums}u;\n` +
+    eachSum(form, (name, row, m) => `partial[put + ${row * form.tokens + m}u] = ${name};`) + "\n";
+  text += caps.subgroups ? `if (member == 0u) {\n${put}}\n` : put;
+  return {
+    text: `${text}workgroupBarrier();\n${sharedStores(product, form, parts)}`,
+    floats: parts * groups * sums,
+  };
+}
+
+/** The WGSL of a product in this form. */
+export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): KernelSource {
+  const weight = int8Weight(product.format, product.columns, caps);
+  const end = epilogue(product, form, caps);
+  return {
+    inputs: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }, ...weight.ports],
+    outputs: [{ name: "y" }],
+    workgroupSize: [form.lanes * form.groups * form.slices, 1, 1],
+    subgroups: caps.subgroups,
+    declarations: weight.declarations + (product.gate ? siluGateFunction : "") +
+      (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
+    main: prologue(product, form, weight) + columnsText(product, form, weight) + end.text,
+  };
+}

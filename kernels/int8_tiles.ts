@@ -1,0 +1,255 @@
+/**
+ * The tile form of an int8 product, for many tokens: what prefill runs.
+ *
+ * A workgroup computes a tile of tokens x weight rows. 64 columns of both sides at a time are put into workgroup memory, in
+ * vectors of 16 codes, while the next 64 are on their way to registers. An invocation multiplies its tokens by its rows from
+ * there: integers over a block of 32, then one step in floats. Where there are few tiles, slices of a workgroup take
+ * parts of the columns and add up at the end.
+ *
+ * @module
+ */
+import type { Caps, KernelSource } from "../tensor/kernel.ts";
+import { stageColumns, type TileForm } from "./int8_variants.ts";
+import {
+  addDots,
+  floatBits,
+  indices,
+  type Int8Product,
+  type Int8Weight,
+  int8Weight,
+  siluGateFunction,
+  sumValue,
+} from "./int8_weight.ts";
+
+/** A tile form with everything that follows from it. */
+interface Tile extends TileForm {
+  readonly product: Int8Product;
+  readonly weight: Int8Weight;
+  /** Invocations along rows and along tokens, and of a slice. */
+  readonly across: number;
+  readonly down: number;
+  readonly threads: number;
+  /** Blocks of 32 columns, and vectors of 16 codes, of a stage. */
+  readonly blocks: number;
+  readonly vectors: number;
+  /** Scales of a weight row in a stage. */
+  readonly affines: number;
+  /** Stages of all columns, and of a slice. */
+  readonly stages: number;
+  readonly sliceStages: number;
+}
+
+function tileOf(product: Int8Product, form: TileForm, caps: Caps): Tile {
+  const stage = stageColumns(product.columns), weight = int8Weight(product.format, product.columns, caps);
+  const across = form.rows / form.threadRows, down = form.tokens / form.threadTokens;
+  const stages = product.columns / stage;
+  return {
+    ...form,
+    product,
+    weight,
+    across,
+    down,
+    threads: across * down,
+    blocks: stage / 32,
+    vectors: stage / 16,
+    affines: Math.max(1, stage / 32 / weight.groupBlocks),
+    stages,
+    sliceStages: Math.ceil(stages / form.slices),
+  };
+}
+
+/** Workgroup memory. Vectors of codes are padded, so that writes of neighbouring lanes meet different banks. */
+function memory(tile: Tile): string {
+  const { slices, vectors, blocks, affines } = tile;
+  const sides = [["Token", tile.threadTokens, tile.down], ["Row", tile.threadRows, tile.across]] as const;
+  const structs = sides.map(([name, each, count]) =>
+    `struct ${name}Codes { own: array<array<vec4u, ${count}>, ${each}>, padding: array<vec4u, 2> }\n` +
+    `struct ${name}Scales { own: array<array<vec2f, ${count}>, ${each}> }\n`
+  );
+  return structs.join("") +
+    `var<workgroup> token_codes: array<TokenCodes, ${slices * vectors}>;\n` +
+    `var<workgroup> row_codes: array<RowCodes, ${slices * vectors}>;\n` +
+    `var<workgroup> token_scales: array<TokenScales, ${slices * blocks}>;\n` +
+    `var<workgroup> row_scales: array<RowScales, ${slices * affines}>;\n` +
+    (slices > 1 ? `var<workgroup> partial: array<f32, ${tile.tokens * tile.rows}>;\n` : "");
+}
+
+/** Weight row of row `at` of the tile, clamped; with a gate the tile's second half holds the partners of the first. */
+function weightRow({ rows, product: { outputs, gate } }: Tile, at: string): string {
+  if (!gate) return `min(row0 + ${at}, ${outputs - 1}u)`;
+  const inHalf = `min(row0 + (${at} & ${rows / 2 - 1}u), ${outputs - 1}u)`;
+  return `${inHalf} + select(0u, ${outputs}u, ${at} >= ${rows / 2}u)`;
+}
+
+/** One load of each kind that a stage takes: what is fetched, and where it is put. `i` counts elements. */
+interface Staging {
+  readonly count: number;
+  readonly type: string;
+  readonly name: string;
+  /** Value of element `i` of stage `stage`. */
+  readonly fetch: string;
+  /** Statements that store it under `value`. */
+  put(value: string): string;
+}
+
+function stagings(tile: Tile): Staging[] {
+  const { product, weight, vectors, blocks, affines, across, down } = tile;
+  const shift = (count: number): string => `${Math.log2(count)}u`, mask = (count: number): string => `${count - 1}u`;
+  const token = (count: number): string => `min(token0 + (i >> ${shift(count)}), tokens - 1u)`;
+  const place = (at: string, count: number): string => `own[(${at}) >> ${shift(count)}][(${at}) & ${mask(count)}]`;
+  const totalBlocks = product.columns / 32, loads = blocks * weight.loads;
+  const group = affines > 1
+    ? `stage * ${affines}u + (i & ${mask(affines)})`
+    : `((stage * ${blocks}u) >> ${shift(weight.groupBlocks)})`;
+  return [
+    {
+      count: tile.tokens * vectors,
+      type: "vec4u",
+      name: "token_codes",
+      fetch: `codes(${token(vectors)} * ${2 * totalBlocks}u + stage * ${vectors}u + (i & ${mask(vectors)}))`,
+      put: (value) =>
+        `token_codes[slice * ${vectors}u + (i & ${mask(vectors)})].${
+          place(`i >> ${shift(vectors)}`, down)
+        } = ${value};`,
+    },
+    {
+      count: tile.rows * loads,
+      type: "vec4u",
+      name: "row_codes",
+      fetch: `weights((${weightRow(tile, `(i >> ${shift(loads)})`)}) * ${totalBlocks * weight.loads}u + ` +
+        `stage * ${loads}u + (i & ${mask(loads)}))`,
+      put: (value) => {
+        const each = vectors / loads, at = place(`i >> ${shift(loads)}`, across);
+        return weight.words([value, value]).slice(0, each).map((words, half) =>
+          `row_codes[slice * ${vectors}u + (i & ${mask(loads)}) * ${each}u + ${half}u].${at} = ${words};`
+        ).join(" ");
+      },
+    },
+    {
+      count: tile.tokens * blocks,
+      type: "vec2f",
+      name: "token_scales",
+      fetch: `scales(${token(blocks)} * ${totalBlocks}u + stage * ${blocks}u + (i & ${mask(blocks)}))`,
+      put: (value) =>
+        `token_scales[slice * ${blocks}u + (i & ${mask(blocks)})].${place(`i >> ${shift(blocks)}`, down)} = ${value};`,
+    },
+    {
+      count: tile.rows * affines,
+      type: "vec2f",
+      name: "row_scales",
+      fetch: weight.affine(`(${weightRow(tile, `(i >> ${shift(affines)})`)}) * ${weight.groups}u + ${group}`),
+      put: (value) =>
+        `row_scales[slice * ${affines}u + (i & ${mask(affines)})].${
+          place(`i >> ${shift(affines)}`, across)
+        } = ${value};`,
+    },
+  ];
+}
+
+/** A statement for each element that an invocation stages. */
+function eachElement({ threads }: Tile, { count }: Staging, text: (piece: number) => string): string {
+  return indices(Math.ceil(count / threads)).map((piece) => {
+    const body = `let i = own + ${piece * threads}u; ${text(piece)}`;
+    return (piece + 1) * threads > count ? `if (own + ${piece * threads}u < ${count}u) { ${body} }\n` : `{ ${body} }\n`;
+  }).join("");
+}
+
+/** One block of 32 columns: integer sums over its two vectors, then one step of the float sums. */
+function blockText(tile: Tile): string {
+  const { blocks, affines, weight, vectors } = tile;
+  const tokens = indices(tile.threadTokens), rows = indices(tile.threadRows);
+  let text = tokens.flatMap((m) => rows.map((r) => `var dot_${m}_${r}: i32 = ${floatBits};`)).join(" ") + "\n";
+  if (weight.offset) text += tokens.map((m) => `var codes_${m} = 0;`).join(" ") + "\n";
+  for (const half of [0, 1]) {
+    const at = `slice * ${vectors}u + block * 2u + ${half}u`;
+    text += "{\n" + tokens.map((m) => `let x_${m} = token_codes[${at}].own[${m}][ty];`).join("\n") + "\n";
+    if (weight.offset) {
+      text += tokens.map((m) => addDots(`codes_${m}`, `x_${m}`, "vec4u(0x01010101u)")).join("\n") + "\n";
+    }
+    for (const r of rows) {
+      text += `{ let w = row_codes[${at}].own[${r}][tx];\n` +
+        tokens.map((m) => addDots(`dot_${m}_${r}`, `x_${m}`, "w")).join("\n") + "}\n";
+    }
+    text += "}\n";
+  }
+  const group = affines > 1 ? `slice * ${affines}u + block` : "slice";
+  text += tokens.map((m) => `let scale_${m} = token_scales[slice * ${blocks}u + block].own[${m}][ty];`).join("\n") +
+    "\n";
+  for (const r of rows) {
+    text += `{ let s = row_scales[${group}].own[${r}][tx];\n` + tokens.map((m) => {
+      const sum = weight.offset ? `dot_${m}_${r} + (codes_${m} << 7u)` : `dot_${m}_${r}`;
+      return `sum_${m}_${r} = fma(s.x * scale_${m}.x, ${sumValue(sum)}, fma(s.y, scale_${m}.y, sum_${m}_${r}));`;
+    }).join("\n") + "}\n";
+  }
+  return text;
+}
+
+/** Adds the slices' sums to those of slice 0, one slice after the other. */
+function joinSlices(tile: Tile): string {
+  const cells = (text: (sum: string, at: string) => string): string =>
+    indices(tile.threadTokens).flatMap((m) =>
+      indices(tile.threadRows).map((r) => text(`sum_${m}_${r}`, `own + ${(m * tile.threadRows + r) * tile.threads}u`))
+    ).join(" ");
+  return indices(tile.slices - 1).map((s) =>
+    `if (slice == ${s + 1}u) { ${cells((sum, at) => `partial[${at}] = ${sum};`)} }\nworkgroupBarrier();\n` +
+    `if (slice == 0u) { ${cells((sum, at) => `${sum} += partial[${at}];`)} }\nworkgroupBarrier();\n`
+  ).join("");
+}
+
+function stores(tile: Tile): string {
+  const { product: { gate, outputs }, threadRows, across } = tile;
+  const rows = indices(gate ? threadRows / 2 : threadRows);
+  return indices(tile.threadTokens).map((m) => {
+    const each = rows.map((r) => {
+      const value = gate ? `silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2})` : `sum_${m}_${r}`;
+      const output = `row0 + ${r * across}u + tx`;
+      return `if (${output} < ${outputs}u) { store_y(token * ${outputs}u + ${output}, ${value}); }`;
+    });
+    return `{ let token = token0 + ${m * tile.down}u + ty; if (token < tokens) {\n${each.join("\n")}\n} }\n`;
+  }).join("");
+}
+
+function main(tile: Tile): string {
+  const { product, threads, across, blocks, slices } = tile, parts = stagings(tile);
+  const pieces = parts.flatMap((part) =>
+    indices(Math.ceil(part.count / threads)).map((piece) => `var next_${part.name}_${piece}: ${part.type};`)
+  );
+  const fetch = parts.map((part) => eachElement(tile, part, (p) => `next_${part.name}_${p} = ${part.fetch};`)).join("");
+  const put = parts.map((part) => eachElement(tile, part, (p) => part.put(`next_${part.name}_${p}`))).join("");
+  const sums = indices(tile.threadTokens).flatMap((m) =>
+    indices(tile.threadRows).map((r) => `var sum_${m}_${r} = 0.0;`)
+  );
+  const compute = `for (var block = 0u; block < ${blocks}u; block++) {\n${blockText(tile)}}\n`;
+  const last = slices * tile.sliceStages > tile.stages;
+  return `let slice = ${slices === 1 ? "0u" : `lane >> ${Math.log2(threads)}u`};
+let own = lane & ${threads - 1}u;
+let tx = own & ${across - 1}u;
+let ty = own >> ${Math.log2(across)}u;
+let tokens = ${product.tokens};
+let token0 = workgroup.x * ${tile.tokens}u;
+let row0 = workgroup.y * ${product.gate ? tile.rows / 2 : tile.rows}u;
+${sums.join(" ")}
+${pieces.join(" ")}
+let begin = slice * ${tile.sliceStages}u;
+{ let stage = min(begin, ${tile.stages - 1}u);
+${fetch}}
+for (var done = 0u; done < ${tile.sliceStages}u; done++) {
+${put}workgroupBarrier();
+if (done + 1u < ${tile.sliceStages}u) { let stage = min(begin + done + 1u, ${tile.stages - 1}u);
+${fetch}}
+${last ? `if (begin + done < ${tile.stages}u) {\n${compute}}\n` : compute}workgroupBarrier();
+}
+${joinSlices(tile)}${slices > 1 ? `if (slice == 0u) {\n${stores(tile)}}\n` : stores(tile)}`;
+}
+
+/** The WGSL of a product in this form. */
+export function tilesSource(product: Int8Product, form: TileForm, caps: Caps): KernelSource {
+  const tile = tileOf(product, form, caps);
+  return {
+    inputs: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }, ...tile.weight.ports],
+    outputs: [{ name: "y" }],
+    workgroupSize: [tile.threads * tile.slices, 1, 1],
+    declarations: tile.weight.declarations + (product.gate ? siluGateFunction : "") + memory(tile),
+    main: main(tile),
+  };
+}

@@ -1,0 +1,112 @@
+/**
+ * Which form of an int8 product runs, by device, number of tokens and shape of the weight. Two forms: `rows` is a
+ * matrix-vector product for a few tokens at once, `tile` keeps a block of both sides in workgroup memory. Figures are
+ * from timing the forms on one H100, weights read from memory.
+ *
+ * A program takes its form by the greatest number of tokens that it is made for, so within a program a token's result does
+ * not depend on its batch. Two programs may add up in different orders; exact products (`product.ts`) never do.
+ *
+ * @module
+ */
+import type { Caps } from "../tensor/kernel.ts";
+
+/** A matrix-vector product: `lanes` neighbours share `rows` weight rows, a workgroup has `groups` x `slices` such teams. */
+export interface RowsForm {
+  /** Tells the forms apart. */
+  readonly kind: "rows";
+  /** Weight rows that a lane reads side by side. Even. */
+  readonly rows: number;
+  /** Tokens that one reading of the weights serves. */
+  readonly tokens: number;
+  /** Lanes that share a row's columns: a power of two, at most a subgroup where there are subgroups. */
+  readonly lanes: number;
+  /** Teams with rows of their own in a workgroup: a power of two. */
+  readonly groups: number;
+  /** Teams that take turns at the columns of the same rows. */
+  readonly slices: number;
+  /** Blocks of 32 columns that a lane loads ahead. */
+  readonly unroll: number;
+}
+
+/** Tiles of `tokens` x `rows` outputs, `threadTokens` x `threadRows` an invocation. All powers of two. */
+export interface TileForm {
+  /** Tells the forms apart. */
+  readonly kind: "tile";
+  /** Tokens of a tile. */
+  readonly tokens: number;
+  /** Weight rows of a tile. */
+  readonly rows: number;
+  /** Tokens of an invocation. */
+  readonly threadTokens: number;
+  /** Weight rows of an invocation. Even. */
+  readonly threadRows: number;
+  /** Parts of the columns that invocations of one workgroup take, where there are few tiles. */
+  readonly slices: number;
+}
+
+/** One form of the product. */
+export type Int8Form = RowsForm | TileForm;
+
+/** What the choice of a form depends on. */
+export interface Int8Size {
+  /** Greatest number of tokens. */
+  readonly maxTokens: number;
+  /** Weight rows. */
+  readonly rows: number;
+  /** Columns. */
+  readonly columns: number;
+}
+
+/** Bytes of workgroup memory that a tile form takes. */
+export function tileBytes({ tokens, rows, slices }: TileForm, stageColumns: number): number {
+  const vectors = stageColumns / 16, blocks = stageColumns / 32;
+  const stage = vectors * 16 * (tokens + rows + 4) + blocks * 8 * (tokens + rows);
+  return slices * stage + (slices > 1 ? 4 * tokens * rows : 0);
+}
+
+/** Columns that a tile form takes into workgroup memory at a time. */
+export function stageColumns(columns: number): 32 | 64 {
+  return columns % 64 === 0 ? 64 : 32;
+}
+
+/** Teams of a device: a subgroup or less of it. */
+function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm {
+  const tokens = maxTokens === 1 ? 1 : maxTokens === 2 ? 2 : maxTokens <= 4 ? 4 : 8;
+  if (caps.cpu) {
+    return { kind: "rows", rows: 2, tokens: Math.min(tokens, 4), lanes: 4, groups: 2, slices: 1, unroll: 1 };
+  }
+  const most = caps.subgroups ? caps.subgroupSize : 32;
+  const lanes = (wanted: number): number => Math.min(wanted, most);
+  if (tokens >= 4) return { kind: "rows", rows: 2, tokens, lanes: lanes(8), groups: 4, slices: 4, unroll: 1 };
+  const blocks = columns / 32;
+  if (rows <= 8192 && blocks >= 128) {
+    return { kind: "rows", rows: 2, tokens, lanes: lanes(8), groups: 4, slices: 4, unroll: 2 };
+  }
+  return { kind: "rows", rows: 2, tokens, lanes: lanes(32), groups: 4, slices: 1, unroll: 2 };
+}
+
+/** Workgroups that fill a large GPU about twice. */
+const plenty = 264;
+
+function tileForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm {
+  if (caps.cpu) return { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 1 };
+  const tilesOf = (tokens: number): number => Math.ceil(maxTokens / tokens) * Math.ceil(rows / 64);
+  const tokens = tilesOf(64) >= plenty / 2 ? 64 : 32;
+  const form = { kind: "tile", tokens, rows: 64, threadTokens: 8, threadRows: 4, slices: 1 } as const;
+  const stages = columns / stageColumns(columns);
+  for (const slices of [4, 2]) {
+    const sliced = { ...form, slices };
+    const fits = tileBytes(sliced, stageColumns(columns)) <= caps.workgroupMemory &&
+      slices * tokens * 2 <= caps.maxInvocations && stages >= 2 * slices;
+    if (fits && tilesOf(tokens) * (slices / 2) < plenty) return sliced;
+  }
+  return form;
+}
+
+/** Most tokens for which weights are better read once for eight tokens than put into tiles. */
+const mostRowsTokens = 32;
+
+/** The form for a device and a size. */
+export function int8Form(caps: Caps, size: Int8Size): Int8Form {
+  return size.maxTokens <= mostRowsTokens ? rowsForm(caps, size) : tileForm(caps, size);
+}

@@ -1,0 +1,322 @@
+/**
+ * Activations as 8-bit codes, one scale for each 32 columns: what the products of `int8_matmul.ts` take.
+ *
+ *     scale[t, b] = max |x[t, c]| / 127          c in block b: columns 32 b to 32 b + 31
+ *     code[t, c]  = round(x[t, c] / scale[t, b])          -127 to 127
+ *     sum[t, b]   = sum of x[t, c]          of x itself, so that a weight's bias meets no rounding of codes
+ *
+ * Layout: codes u32 [T, K / 4], two words for each eight columns. The first word has columns 0, 2, 4, 6, the second one 1, 3,
+ * 5, 7, the lowest column in the lowest byte. That is the order in which masking splits a word of eight 4-bit weights, so
+ * that products move no bits of either side. Scales f32 [T, K / 32, 2]: scale, then sum.
+ *
+ * An invocation takes eight columns, and four neighbours a block. `rmsNormQuantise32` normalises in the same dispatch
+ * (`norm.ts` has the formula): one workgroup takes one row.
+ *
+ * @module
+ */
+import { type Dim, formatShape } from "../tensor/dim.ts";
+import { bytesPerElement, isFloat } from "../tensor/dtype.ts";
+import {
+  type Caps,
+  dimWgsl,
+  type Kernel,
+  type KernelCall,
+  type KernelSource,
+  type Resolver,
+  type TensorType,
+} from "../tensor/kernel.ts";
+import { kernelNode, type Node, output } from "../tensor/node.ts";
+import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
+import { rowGrid, rowWgsl } from "./row_grid.ts";
+
+/** Columns that share a scale. */
+export const activationBlock = 32;
+
+/** Activations [T, K] in 8-bit codes. */
+export interface QuantisedActivations {
+  /** u32 [T, K / 4], four codes a word, in the order that this file's head states. */
+  readonly codes: Node;
+  /** f32 [T, K / 32, 2]: scale of a block, and the sum of what it was made from. */
+  readonly scales: Node;
+}
+
+/** Columns of a block of eight in the order of their bytes. */
+export const codeOrder = [0, 2, 4, 6, 1, 3, 5, 7] as const;
+
+/** A block whose greatest magnitude is at most this counts as zeros: 127 / max has to be finite. */
+const smallestMax = 1e-30;
+
+/** Columns of an invocation. */
+const octet = 8;
+
+function checkActivations(x: TensorType | undefined): { rows: Dim; columns: number } {
+  if (!x || x.shape.length !== 2 || !isFloat(x.dtype)) {
+    const given = x ? `${x.dtype} ${formatShape(x.shape)}` : "nothing";
+    throw new Error(`Cannot quantise ${given}: activations are floats of shape [tokens, columns]`);
+  }
+  const [rows, columns] = x.shape as [Dim, number];
+  if (columns % activationBlock !== 0 || columns === 0) {
+    throw new Error(`Cannot quantise ${formatShape(x.shape)}: columns have to be a multiple of ${activationBlock}`);
+  }
+  return { rows, columns };
+}
+
+function outputTypesOf(x: TensorType | undefined): TensorType[] {
+  const { rows, columns } = checkActivations(x);
+  return [
+    { dtype: "u32", shape: [rows, columns / 4] },
+    { dtype: "f32", shape: [rows, columns / activationBlock, 2] },
+  ];
+}
+
+/**
+ * The plain definition, in float64.
+ *
+ * @param x Activations, whole rows of a multiple of 32 columns.
+ * @returns Words of codes, and scale and sum of each block.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { quantiseActivations } from "./quantise.ts";
+ * const x = Float32Array.from({ length: 32 }, (_, i) => i === 31 ? 127 : i);
+ * const { codes, scales } = quantiseActivations(x);
+ * assertEquals([codes[0], codes[1]], [0x06040200, 0x07050301]);
+ * assertEquals([...scales], [1, 592]);
+ * ```
+ */
+export function quantiseActivations(
+  x: ArrayLike<number>,
+): { codes: Uint32Array<ArrayBuffer>; scales: Float64Array<ArrayBuffer> } {
+  const blocks = x.length / activationBlock;
+  const codes = new Int8Array(x.length), scales = new Float64Array(2 * blocks);
+  for (let block = 0; block < blocks; block++) {
+    let greatest = 0, sum = 0;
+    for (let c = 0; c < activationBlock; c++) {
+      const value = x[block * activationBlock + c]!;
+      greatest = Math.max(greatest, Math.abs(value));
+      sum += value;
+    }
+    const scale = greatest > smallestMax ? greatest / 127 : 0;
+    scales.set([scale, sum], 2 * block);
+    if (scale === 0) continue;
+    for (let c = 0; c < activationBlock; c++) {
+      const from = block * activationBlock + (c & ~7) + codeOrder[c & 7]!;
+      codes[block * activationBlock + c] = Math.round(x[from]! / scale);
+    }
+  }
+  return { codes: new Uint32Array(codes.buffer), scales };
+}
+
+/** Functions that give each of four neighbouring lanes what they have together. Called in uniform control flow. */
+function blockFunctions(lanes: number, caps: Caps): string {
+  const combine = (name: string, join: (a: string, b: string) => string): string => {
+    if (caps.subgroups) {
+      return `fn block_${name}(own: f32) -> f32 {
+  let pair = ${join("own", "subgroupShuffleXor(own, 1u)")};
+  return ${join("pair", "subgroupShuffleXor(pair, 2u)")};
+}\n`;
+    }
+    return `fn block_${name}(own: f32, lane: u32) -> f32 {
+  workgroupBarrier();
+  exchange[lane] = own;
+  workgroupBarrier();
+  let first = lane & ~3u;
+  return ${join(join("exchange[first]", "exchange[first + 1u]"), join("exchange[first + 2u]", "exchange[first + 3u]"))};
+}\n`;
+  };
+  const shared = caps.subgroups ? "" : `var<workgroup> exchange: array<f32, ${lanes}>;\n`;
+  return shared + combine("max", (a, b) => `max(${a}, ${b})`) + combine("sum", (a, b) => `(${a} + ${b})`);
+}
+
+/** Quantises vec4f `low` and `high`, the columns of octet `at`, in uniform control flow; stores where `inside` holds. */
+function quantiseOctet(at: string, inside: string, caps: Caps): string {
+  const lane = caps.subgroups ? "" : ", lane";
+  return `
+    let magnitudes = max(abs(low), abs(high));
+    let greatest = block_max(max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w))${lane});
+    let sums = low + high;
+    let sum = block_sum((sums.x + sums.y) + (sums.z + sums.w)${lane});
+    let some = greatest > ${smallestMax};
+    let steps = select(0.0, 127.0 / max(greatest, ${smallestMax}), some);
+    let first = vec4i(round(low * steps)) & vec4i(255);
+    let second = vec4i(round(high * steps)) & vec4i(255);
+    let even = first.x | (first.z << 8u) | (second.x << 16u) | (second.z << 24u);
+    let odd = first.y | (first.w << 8u) | (second.y << 16u) | (second.w << 24u);
+    if (${inside}) {
+      store_codes(${at}, vec2u(u32(even), u32(odd)));
+      if ((lane & 3u) == 0u) {
+        store_scales((${at}) >> 2u, vec2f(select(0.0, greatest * ${1 / 127}, some), sum));
+      }
+    }`;
+}
+
+/** Invocations of a workgroup that quantises without a norm. */
+const plainLanes = 64;
+
+function plainWgsl(call: KernelCall<null>, caps: Caps): KernelSource {
+  const { rows, columns } = checkActivations(call.inputs[0]);
+  return {
+    inputs: [{ name: "x", width: 4 }],
+    outputs: [{ name: "codes", width: 2 }, { name: "scales", width: 2 }],
+    workgroupSize: [plainLanes, 1, 1],
+    subgroups: caps.subgroups,
+    declarations: blockFunctions(plainLanes, caps),
+    main: `
+    let count = ${dimWgsl(rows)} * ${columns / octet}u;
+    let at = (workgroup.y * groups.x + workgroup.x) * ${plainLanes}u + lane;
+    let pair = min(at, count - 1u) * 2u;
+    let low = x(pair);
+    let high = x(pair + 1u);
+    ${quantiseOctet("at", "at < count", caps)}`,
+  };
+}
+
+function plainGrid(call: KernelCall<null>, resolve: Resolver): readonly [number, number, number] {
+  const { rows, columns } = checkActivations(call.inputs[0]);
+  const count = Math.ceil(resolve(rows) * columns / octet / plainLanes);
+  const width = Math.min(count, 32768);
+  return [width, width === 0 ? 0 : Math.ceil(count / width), 1];
+}
+
+/** Octets that an invocation of the fused norm keeps in registers; longer rows are read twice. */
+const keptOctets = 4;
+
+function normLanes(columns: number, caps: Caps): number {
+  if (caps.cpu) return 8;
+  const wanted = 2 ** Math.ceil(Math.log2(Math.max(32, columns / octet)));
+  return Math.min(wanted, 512, caps.maxInvocations);
+}
+
+/** WGSL that adds up `squares` over a row's workgroup, into `total`. */
+function addUp(lanes: number, caps: Caps): string {
+  const parts = caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
+  const put = parts < lanes
+    ? `let together = subgroupAdd(squares);
+    if (subgroupLane == 0u) { partial[subgroup] = together; }`
+    : "partial[lane] = squares;";
+  const terms = (count: number, from: string): string =>
+    Array.from({ length: count }, (_, i) => `total += partial[${from}${i}u];`).join(" ");
+  const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
+  return `${put}
+    workgroupBarrier();
+    var total = 0.0;
+    ${sum}`;
+}
+
+function normWgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
+  const { rows, columns } = checkActivations(call.inputs[0]);
+  const octets = columns / octet, lanes = normLanes(columns, caps), passes = Math.ceil(octets / lanes);
+  const kept = passes <= keptOctets;
+  const load = (to: string, at: string): string =>
+    `let ${to}_low = x(base + 2u * (${at})); let ${to}_high = x(base + 2u * (${at}) + 1u);`;
+  const square = (name: string): string => `dot(${name}_low, ${name}_low) + dot(${name}_high, ${name}_high)`;
+  const range = Array.from({ length: kept ? passes : 0 }, (_, pass) => pass);
+  const clamped = (at: string): string => `min(${at}, ${octets - 1}u)`;
+  const normed = (name: string, at: string): string => `
+    let low = ${name}_low * inverse * weight(2u * at_in);
+    let high = ${name}_high * inverse * weight(2u * at_in + 1u);
+    ${quantiseOctet(`row * ${octets}u + ${at}`, `${at} < ${octets}u`, caps)}`;
+  const first = kept
+    ? range.map((pass) => {
+      const at = `lane + ${pass * lanes}u`;
+      return `${load(`v${pass}`, clamped(at))}
+    squares += select(0.0, ${square(`v${pass}`)}, ${at} < ${octets}u);`;
+    }).join("\n    ")
+    : `for (var at = lane; at < ${octets}u; at += ${lanes}u) { ${load("v", "at")} squares += ${square("v")}; }`;
+  const second = kept
+    ? range.map((pass) => {
+      const at = `(lane + ${pass * lanes}u)`;
+      return `{ let at_in = ${clamped(at)}; ${normed(`v${pass}`, at)} }`;
+    }).join("\n    ")
+    : `for (var turn = 0u; turn < ${passes}u; turn++) {
+    let at = turn * ${lanes}u + lane;
+    let at_in = ${clamped("at")}; ${load("v", "at_in")} ${normed("v", "at")}
+    }`;
+  return {
+    inputs: [{ name: "x", width: 4 }, { name: "weight", width: 4 }],
+    outputs: [{ name: "codes", width: 2 }, { name: "scales", width: 2 }],
+    workgroupSize: [lanes, 1, 1],
+    subgroups: caps.subgroups,
+    declarations: `var<workgroup> partial: array<f32, ${lanes}>;\n${blockFunctions(lanes, caps)}`,
+    main: `
+    ${rowWgsl(dimWgsl(rows))}
+    let base = row * ${2 * octets}u;
+    var squares = 0.0;
+    ${first}
+    ${addUp(lanes, caps)}
+    let inverse = inverseSqrt(max(total * ${1 / columns} + ${call.params.eps}, 1.2e-38)); // a row of zeros gives zeros
+    ${second}`,
+  };
+}
+
+function bytesOf(tensors: readonly TensorType[], caps: Caps, resolve: Resolver): number {
+  return tensors.reduce((sum, { dtype, shape }) => {
+    return sum + bytesPerElement(dtype, caps.f16) * shape.reduce<number>((count, dim) => count * resolve(dim), 1);
+  }, 0);
+}
+
+/** Quantisation as a kernel: x [T, K] f32 or f16 to codes and scales. */
+export const quantise32Kernel: Kernel<null> = {
+  name: "quantise32",
+  infer: ([x]) => outputTypesOf(x),
+  wgsl: plainWgsl,
+  grid: (call, _caps, resolve) => plainGrid(call, resolve),
+  reference(_call, [x]) {
+    const { codes, scales } = quantiseActivations(x!);
+    return [Float64Array.from(codes), scales];
+  },
+  cost(call, caps, resolve) {
+    const { rows, columns } = checkActivations(call.inputs[0]);
+    return { flops: 4 * resolve(rows) * columns, bytes: bytesOf([...call.inputs, ...call.outputs], caps, resolve) };
+  },
+};
+
+/** RMSNorm and quantisation in one dispatch: x [T, K] f32 or f16 and weight [K] to codes and scales. */
+export const rmsNormQuantise32Kernel: Kernel<RmsNormParams> = {
+  name: "rms_norm_quantise32",
+  infer(inputs, params) {
+    rmsNormKernel.infer(inputs, params);
+    return outputTypesOf(inputs[0]);
+  },
+  wgsl: normWgsl,
+  grid: (call, _caps, resolve) => rowGrid(1, resolve(checkActivations(call.inputs[0]).rows)),
+  reference(call, inputs) {
+    const { codes, scales } = quantiseActivations(rmsNormKernel.reference(call, inputs)[0]!);
+    return [Float64Array.from(codes), scales];
+  },
+  cost(call, caps, resolve) {
+    const { rows, columns } = checkActivations(call.inputs[0]);
+    return { flops: 8 * resolve(rows) * columns, bytes: bytesOf([...call.inputs, ...call.outputs], caps, resolve) };
+  },
+};
+
+/**
+ * Activations in 8-bit codes, one scale for each 32 columns.
+ *
+ * @param x [T, K] f32 or f16, K a multiple of 32.
+ * @throws Where x has another shape: `Cannot quantise f32 [3, 40]: …`.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { input } from "../tensor/node.ts";
+ * import { quantise32 } from "./quantise.ts";
+ * const { codes, scales } = quantise32(input("x", "f32", [3, 64]));
+ * assertEquals([codes.shape, scales.shape], [[3, 16], [3, 2, 2]]);
+ * ```
+ */
+export function quantise32(x: Node): QuantisedActivations {
+  const codes = kernelNode(quantise32Kernel, [x], null);
+  return { codes, scales: output(codes, 1) };
+}
+
+/**
+ * RMSNorm over the last axis, quantised for the products that follow: one dispatch.
+ *
+ * @param x [T, K] f32 or f16, K a multiple of 32. @param weight [K]. @param eps Added to the mean of squares.
+ */
+export function rmsNormQuantise32(x: Node, weight: Node, eps: number): QuantisedActivations {
+  const codes = kernelNode(rmsNormQuantise32Kernel, [x, weight], { eps });
+  return { codes, scales: output(codes, 1) };
+}
