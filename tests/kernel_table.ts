@@ -4,9 +4,11 @@
 import { cases as activation } from "../kernels/activation_cases.ts";
 import { cases as attention } from "../kernels/attention_cases.ts";
 import { cases as embedding } from "../kernels/embedding_cases.ts";
+import { cases as int8Matmul } from "../kernels/int8_matmul_cases.ts";
 import { cases as kvWrite, writeCases } from "../kernels/kv_write_cases.ts";
 import { cases as matmul } from "../kernels/matmul_cases.ts";
 import { cases as norm } from "../kernels/norm_cases.ts";
+import { normQuantiseCases, quantiseCases } from "../kernels/quantise_cases.ts";
 import { cases as quantisedMatmul } from "../kernels/quantised_matmul_cases.ts";
 import { cases as rope } from "../kernels/rope_cases.ts";
 import { cases as sampling } from "../kernels/sampling_cases.ts";
@@ -18,6 +20,9 @@ export const KERNEL_CASES: readonly KernelCase<unknown>[] = [
   ...norm,
   ...matmul,
   ...quantisedMatmul,
+  ...quantiseCases,
+  ...normQuantiseCases,
+  ...int8Matmul,
   ...rope,
   ...writeCases,
   ...kvWrite,
