@@ -270,6 +270,10 @@ export const quantise32Kernel: Kernel<null> = {
     const { rows, columns } = checkActivations(call.inputs[0]);
     return { flops: 4 * resolve(rows) * columns, bytes: bytesOf([...call.inputs, ...call.outputs], caps, resolve) };
   },
+  absorb: (producer, params) =>
+    producer === rmsNormKernel as Kernel<unknown>
+      ? { kernel: rmsNormQuantise32Kernel as Kernel<unknown>, params }
+      : undefined,
 };
 
 /** RMSNorm and quantisation in one dispatch: x [T, K] f32 or f16 and weight [K] to codes and scales. */

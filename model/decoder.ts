@@ -7,6 +7,7 @@
  */
 import { pagedAttention } from "../kernels/attention.ts";
 import { embedding } from "../kernels/embedding.ts";
+import { fastLinear } from "../kernels/int8_matmul.ts";
 import { ropeAndWriteKv } from "../kernels/kv_write.ts";
 import { linear } from "../kernels/quantised_matmul.ts";
 import { rmsNorm } from "../kernels/norm.ts";
@@ -16,20 +17,27 @@ import type { Batch } from "./batch.ts";
 import type { DecoderConfig } from "./config.ts";
 import type { KvCache } from "./kv_cache.ts";
 import type { DecoderWeights, Layer, Projection } from "./decoder_weights.ts";
-import { weightNode } from "./weights.ts";
+import { type StoredWeight, weightNode } from "./weights.ts";
+
+/** How products are computed: in f32, or with activations in 8 bits (weights are 4 or 8 bits wide then, others stay exact). */
+export type Precision = "exact" | "fast";
 
 /** `x W^T + b`; matrices of different formats fill their columns of the result side by side. */
-function project(x: Node, { weights, bias }: Projection): Node {
+function project(x: Node, { weights, bias }: Projection, precision: Precision): Node {
   const rows = weights.reduce((sum, weight) => sum + weight.rows, 0);
   let at = 0;
   const columns = weights.map((weight) => {
-    const part = linear(x, weightNode(weight));
+    const part = product(x, weight, precision);
     const placed = pad(part, [0, at], [0, rows - at - weight.rows], 0);
     at += weight.rows;
     return placed;
   });
-  const product = columns.reduce((a, b) => map("add", a, b));
-  return bias ? map("add", product, buffer(bias)) : product;
+  const whole = columns.reduce((a, b) => map("add", a, b));
+  return bias ? map("add", whole, buffer(bias)) : whole;
+}
+
+function product(x: Node, weight: StoredWeight, precision: Precision): Node {
+  return precision === "fast" ? fastLinear(x, weightNode(weight)) : linear(x, weightNode(weight));
 }
 
 /** The pools after a layer has written to them. */
@@ -46,12 +54,13 @@ function attention(
   rope: Node,
   pools: Pools,
   blockSize: number,
+  precision: Precision,
 ): Node {
   const { numHeads: heads, numKvHeads: kvHeads, headDim, rmsNormEps: eps } = config;
   const norms = layer.qNorm && layer.kNorm ? { qNorm: buffer(layer.qNorm), kNorm: buffer(layer.kNorm) } : {};
   const { positions, slotMapping } = batch;
   const { q, keys, values } = ropeAndWriteKv(
-    { qkv: project(x, layer.qkv), positions, slotMapping, table: rope, ...pools, ...norms },
+    { qkv: project(x, layer.qkv, precision), positions, slotMapping, table: rope, ...pools, ...norms },
     {
       heads,
       kvHeads,
@@ -74,10 +83,17 @@ function swiglu(gateUp: Node, size: number): Node {
 /**
  * One forward pass.
  *
+ * @param precision `exact` unless given.
  * @param cache Its pools are written: a program made of this updates them at each run.
  * @returns Logits `[rows, vocabulary]` f32 of the batch's `logitRows`.
  */
-export function forward(weights: DecoderWeights, config: DecoderConfig, batch: Batch, cache: KvCache): Node {
+export function forward(
+  weights: DecoderWeights,
+  config: DecoderConfig,
+  batch: Batch,
+  cache: KvCache,
+  precision: Precision = "exact",
+): Node {
   const { rmsNormEps: eps } = config, rope = buffer(weights.rope);
   let x = embedding(weightNode(weights.embedding), batch.tokens);
   weights.layers.forEach((layer, n) => {
@@ -90,11 +106,12 @@ export function forward(weights: DecoderWeights, config: DecoderConfig, batch: B
       rope,
       pools,
       cache.options.blockSize,
+      precision,
     );
-    x = map("add", x, project(attended, layer.attentionOutput));
-    const gateUp = project(rmsNorm(x, buffer(layer.mlpNorm), eps), layer.gateUp);
-    x = map("add", x, project(swiglu(gateUp, config.intermediateSize), layer.down));
+    x = map("add", x, project(attended, layer.attentionOutput, precision));
+    const gateUp = project(rmsNorm(x, buffer(layer.mlpNorm), eps), layer.gateUp, precision);
+    x = map("add", x, project(swiglu(gateUp, config.intermediateSize), layer.down, precision));
   });
   const rows = gather(x, batch.logitRows);
-  return linear(rmsNorm(rows, buffer(weights.norm), eps), weightNode(weights.head));
+  return product(rmsNorm(rows, buffer(weights.norm), eps), weights.head, precision);
 }

@@ -119,6 +119,11 @@ export interface Kernel<P> {
   updates?(call: KernelCall<P>): readonly number[];
   /** Where fusion may splice; `elementwise` wraps the store of the only output, indexed in elements with width 1. */
   readonly slots?: readonly SlotKind[];
+  /**
+   * The kernel that does this one's work where its first input is made, if there is one: quantisation in the store of a norm.
+   * It takes the producer's inputs and gives this kernel's outputs.
+   */
+  absorb?(producer: Kernel<unknown>, params: unknown): { kernel: Kernel<unknown>; params: unknown } | undefined;
   /** Parameters with the gate spliced in (output halves: silu(first half) x second half), where the slot is there. */
   withSiluGate?(params: P): P | undefined;
 }

@@ -49,8 +49,20 @@ const siluGate: Rule = {
   },
 };
 
+/** A kernel whose only input comes from a kernel that can do its work too, and that nothing else reads, becomes one with it. */
+const absorb: Rule = {
+  name: "absorb",
+  rewrite(node, context) {
+    if (node.op !== "kernel" || !node.kernel.absorb || node.src.length !== 1) return undefined;
+    const producer = node.src[0]!;
+    if (producer.op !== "kernel" || context.readers(producer) !== 1) return undefined;
+    const joint = node.kernel.absorb(producer.kernel, producer.params);
+    return joint && kernelNode(joint.kernel, producer.src, joint.params);
+  },
+};
+
 /** All rules, in order of application. */
-export const RULES: readonly Rule[] = [siluGate];
+export const RULES: readonly Rule[] = [siluGate, absorb];
 
 /** A rewritten graph. `order` keeps the place at which each node was traced, which decides what precedes a write. */
 export interface Rewritten {

@@ -6,6 +6,8 @@ import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/ass
 import { randomDecoder } from "../bench/random_model.ts";
 import { shapeConfig } from "../bench/shapes.ts";
 import { matmul } from "../kernels/matmul.ts";
+import { rmsNorm } from "../kernels/norm.ts";
+import { quantise32 } from "../kernels/quantise.ts";
 import { batchInputs } from "../model/batch.ts";
 import { forward } from "../model/decoder.ts";
 import { KvCache } from "../model/kv_cache.ts";
@@ -201,4 +203,14 @@ deviceTest("an output that the same program overwrites is refused", (device) => 
   const state = floats([4]), old = buffer(state);
   const build = (): Node[] => [new Tensor(old).reshape([2, 2]).node, assign(old, constantOf(4, 3))];
   assertThrows(() => compile(device, build), Error, 'version 0 of "values", which the program overwrites');
+});
+
+deviceTest("absorb: RMSNorm quantises what only a quantised product reads", (device) => {
+  const x = buffer(floats([3, 64])), weight = buffer(floats([64]));
+  const build = (): Node[] => {
+    const { codes, scales } = quantise32(rmsNorm(x, weight, 1e-6));
+    return [codes, scales];
+  };
+  const without = RULES.filter((rule) => rule.name !== "absorb");
+  assertEquals([dispatches(device, build, { rules: without }), dispatches(device, build)], [2, 1]);
 });
