@@ -65,7 +65,7 @@ export async function load(named: NamedSource, options: LoadOptions): Promise<Lo
     const { tokenizer, chatTemplate, generation } = await text;
     return new LoadedModel({
       ...{ name, config, generation, tokenizer, chatTemplate, contextLength },
-      ...{ device, ownsDevice, weights, cache },
+      ...{ device, ownsDevice, weights, cache, precision: options.precision ?? "exact" },
     });
   } catch (cause) {
     release.reverse().forEach((free) => free());
@@ -77,8 +77,9 @@ export async function load(named: NamedSource, options: LoadOptions): Promise<Lo
 function checkOptions(options: LoadOptions): void {
   const { precision = "exact", kvDtype = "f16", memoryLimit, signal } = options;
   signal?.throwIfAborted();
-  if (precision === "fast") throw new Error('Precision "fast" is not available yet: use "exact"');
-  if (precision !== "exact") throw new Error(`Cannot load the model: precision is "${precision}", give "exact"`);
+  if (precision !== "exact" && precision !== "fast") {
+    throw new Error(`Cannot load the model: precision is "${precision}", give "exact" or "fast"`);
+  }
   if (kvDtype !== "f16" && kvDtype !== "f32") {
     throw new Error(`Cannot load the model: kvDtype is "${kvDtype}", give "f16" or "f32"`);
   }

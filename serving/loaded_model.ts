@@ -5,6 +5,7 @@
  */
 import type { ChatTemplate } from "../model/chat_template.ts";
 import type { DecoderConfig } from "../model/config.ts";
+import type { Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { GenerationConfig } from "../model/generation_config.ts";
 import type { KvCache } from "../model/kv_cache.ts";
@@ -32,6 +33,7 @@ export interface ModelParts {
   readonly ownsDevice: boolean;
   readonly weights: DecoderWeights;
   readonly cache: KvCache;
+  readonly precision: Precision;
 }
 
 /** The one implementation of {@linkcode Model}. */
@@ -49,14 +51,22 @@ export class LoadedModel implements Model {
 
   /** Takes over the parts. */
   constructor(parts: ModelParts) {
-    const { name, config, contextLength, device, weights, cache } = parts;
+    const { name, config, contextLength, device, weights, cache, precision } = parts;
     this.name = name;
     this.config = config;
     this.contextLength = contextLength;
     if (parts.tokenizer) this.tokenizer = parts.tokenizer;
     if (parts.chatTemplate) this.chatTemplate = parts.chatTemplate;
     this.#parts = parts;
-    this.#runner = new Runner({ device, weights, config, cache, contextLength, maxSequences: MAX_SEQUENCES });
+    this.#runner = new Runner({
+      device,
+      weights,
+      config,
+      cache,
+      precision,
+      contextLength,
+      maxSequences: MAX_SEQUENCES,
+    });
     const { numBlocks, blockSize } = cache.options;
     this.engine = new Engine({ runner: this.#runner, numBlocks, blockSize, maxSequences: MAX_SEQUENCES });
   }

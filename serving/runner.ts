@@ -9,7 +9,7 @@ import { sample } from "../kernels/sampling.ts";
 import { adjustmentWords, type EncodedSamplingRows, encodeSamplingRows, rowWords } from "../kernels/sampling_rows.ts";
 import { batchInputs, type BatchLimits } from "../model/batch.ts";
 import type { DecoderConfig } from "../model/config.ts";
-import { forward } from "../model/decoder.ts";
+import { forward, type Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Device } from "../tensor/device.ts";
@@ -46,6 +46,8 @@ export interface RunnerModel {
   readonly weights: DecoderWeights;
   readonly config: DecoderConfig;
   readonly cache: KvCache;
+  /** How products are computed. */
+  readonly precision: Precision;
   /** Most tokens of a sequence. */
   readonly contextLength: number;
   /** Most sequences of a step. */
@@ -148,8 +150,8 @@ export class Runner {
     const label = `${limits.maxTokens} tokens, ${describe(sampler)}`;
     let program = this.#programs.get(label);
     if (!program) {
-      const { device, weights, config, cache } = this.#model;
-      const trace = (): Node => outputOf(forward(weights, config, batchInputs(limits), cache), sampler);
+      const { device, weights, config, cache, precision } = this.#model;
+      const trace = (): Node => outputOf(forward(weights, config, batchInputs(limits), cache, precision), sampler);
       this.#programs.set(label, program = compile(device, trace, { label }));
     }
     return program;

@@ -104,6 +104,11 @@ const RULE_CASES: Readonly<Record<string, { build: () => Node; before: number; a
     before: 2,
     after: 1,
   },
+  absorb: {
+    build: () => quantise32(rmsNorm(leaf(3, 64).node, leaf(64).node, 1e-6)).scales,
+    before: 2,
+    after: 1,
+  },
 };
 
 for (const rule of RULES) {
@@ -203,14 +208,4 @@ deviceTest("an output that the same program overwrites is refused", (device) => 
   const state = floats([4]), old = buffer(state);
   const build = (): Node[] => [new Tensor(old).reshape([2, 2]).node, assign(old, constantOf(4, 3))];
   assertThrows(() => compile(device, build), Error, 'version 0 of "values", which the program overwrites');
-});
-
-deviceTest("absorb: RMSNorm quantises what only a quantised product reads", (device) => {
-  const x = buffer(floats([3, 64])), weight = buffer(floats([64]));
-  const build = (): Node[] => {
-    const { codes, scales } = quantise32(rmsNorm(x, weight, 1e-6));
-    return [codes, scales];
-  };
-  const without = RULES.filter((rule) => rule.name !== "absorb");
-  assertEquals([dispatches(device, build, { rules: without }), dispatches(device, build)], [2, 1]);
 });
