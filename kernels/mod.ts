@@ -27,7 +27,6 @@ export * from "./philox.ts";
 export * from "./product.ts";
 export * from "./quantised_matmul.ts";
 export * from "./quantised_reference.ts";
-export * from "./random.ts";
 export * from "./rope.ts";
 export * from "./sampling.ts";
 export * from "./sampling_reference.ts";
