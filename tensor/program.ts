@@ -206,6 +206,28 @@ function checkOutput(node: Node): void {
 /**
  * Traces `fn`, fuses, plans memory and makes pipelines and bind groups, once. Inputs made inside with
  * {@linkcode input} and symbolic sizes get their values at each run.
+ *
+ * @param fn Builds the graph and returns its outputs.
+ * @throws {Error} for a graph that cannot be ordered or placed, `OutOfMemoryError` where memory does not suffice.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { compile, constant, input, map, openDevice, reduceLast, Sym } from "@tinyllm/tinyllm/tensor";
+ *
+ * const device = await openDevice();
+ * const rows = new Sym("rows", 8);
+ * using program = compile(device, () => {
+ *   const doubled = map("mul", input("x", "f32", [rows, 3]), constant(2, "f32"));
+ *   return reduceLast(doubled, "sum");
+ * });
+ * assertEquals(program.dispatchCount, 1);
+ * program.run({ inputs: { x: [1, 2, 3, 4, 5, 6] }, sizes: { rows: 2 } });
+ * assertEquals([...await program.read(0, { rows: 2 })], [12, 30]);
+ * program.run({ inputs: { x: [7, 8, 9] }, sizes: { rows: 1 } }); // replayed: nothing compiles again
+ * assertEquals([...await program.read(0, { rows: 1 })], [48]);
+ * device.close();
+ * ```
  */
 export function compile(device: Device, fn: () => Node | readonly Node[], options: CompileOptions = {}): Program {
   const traced = fn();

@@ -27,13 +27,6 @@ export function defaultDevice(): Promise<Device> {
   });
 }
 
-/** Lets go of the default device; the next use opens another. */
-export async function closeDefaultDevice(): Promise<void> {
-  const device = await shared?.catch(() => undefined);
-  shared = undefined;
-  device?.close();
-}
-
 /**
  * An n-dimensional array that is computed when it is asked for. Shapes broadcast by NumPy's rule; numbers take the
  * tensor's dtype.
@@ -348,6 +341,17 @@ function fill(values: Nested, shape: readonly number[], into: number[]): void {
  *
  * @param values The numbers.
  * @param options `dtype`, and `shape` for flat arrays.
+ * @throws {Error} for ragged arrays, and a shape that the values do not fill.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const table = tensor([1, 2, 3, 4, 5, 6], { shape: [3, 2] });
+ * assertEquals([...await table.gather(tensor([2, 0], { dtype: "i32" })).data()], [5, 6, 1, 2]);
+ * assertEquals([...await table.add(tensor([10, 20])).max(0).data()], [15, 26]);
+ * ```
  */
 export function tensor(values: Nested | HostArray, options: { dtype?: DType; shape?: readonly number[] } = {}): Tensor {
   if (ArrayBuffer.isView(values)) {
