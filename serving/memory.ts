@@ -103,7 +103,7 @@ export interface Room {
 /**
  * The context's length: as asked for, else the model's own, {@linkcode DEFAULT_CONTEXT} at most and no more than memory allows.
  *
- * @throws {RangeError} if it is no whole number, or longer than the model can.
+ * @throws {RangeError} if it is no whole number, or longer than the model or the device can.
  */
 export function chooseContextLength(asked: number | undefined, room: Room): number {
   const { config, memoryLimit, kvDtype, caps } = room;
@@ -112,7 +112,7 @@ export function chooseContextLength(asked: number | undefined, room: Room): numb
     const { weights, activations } = estimate(config, room.checkpoint, most, kvDtype, caps.f16);
     const free = memoryLimit - room.inUse - weights - activations;
     const fits = Math.floor(free / kvBytesPerToken(config, kvDtype, caps.f16) / BLOCK_SIZE) * BLOCK_SIZE;
-    return Math.min(most, Math.max(fits, LEAST_CONTEXT));
+    return Math.min(most, Math.max(fits, LEAST_CONTEXT), boundBlocks(room) * BLOCK_SIZE);
   }
   if (!(Number.isInteger(asked) && asked >= 1)) {
     throw new RangeError(`Cannot load the model: contextLength is ${asked}, give a whole number from 1`);
@@ -122,7 +122,21 @@ export function chooseContextLength(asked: number | undefined, room: Room): numb
       `Cannot load the model: contextLength is ${asked}, and it was made for ${config.contextLength}: give that or less`,
     );
   }
+  const most = boundBlocks(room) * BLOCK_SIZE;
+  if (asked > most) {
+    const smaller = kvDtype === "f32" && caps.f16 ? ', or use kvDtype "f16"' : "";
+    throw new RangeError(
+      `Cannot load the model: contextLength is ${asked}, and this device binds a cache of ${most} tokens: give that or ` +
+        `less${smaller}`,
+    );
+  }
   return asked;
+}
+
+/** Blocks of the largest pool: a layer's keys are written through one binding. */
+function boundBlocks({ config, kvDtype, caps }: Room): number {
+  const blockBytes = BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
+  return Math.floor(caps.maxBinding / (blockBytes / (2 * config.numLayers)));
 }
 
 /** Blocks of the pool: {@linkcode MAX_SEQUENCES} full contexts where there is room, one at least. */
@@ -132,8 +146,10 @@ export function choosePoolBlocks(contextLength: number, room: Room): number {
   const blockBytes = BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
   const free = memoryLimit - inUse - estimate(config, checkpoint, contextLength, kvDtype, caps.f16).total;
   const further = Math.min(free, caps.cpu ? FURTHER_CACHE.cpu : FURTHER_CACHE.gpu);
-  // A layer's pool is written through one binding.
-  const bound = Math.floor(caps.maxBinding / (blockBytes / (2 * config.numLayers)));
-  const blocks = Math.min(MAX_SEQUENCES * perContext, perContext + Math.floor(further / blockBytes), bound);
+  const blocks = Math.min(
+    MAX_SEQUENCES * perContext,
+    perContext + Math.floor(further / blockBytes),
+    boundBlocks(room),
+  );
   return Math.max(perContext, blocks);
 }

@@ -1,0 +1,59 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { openCheckpoint } from "../model/checkpoint.ts";
+import { readConfig } from "../model/config.ts";
+import { fileSource } from "../model/deno/file_source.ts";
+import { kvBytesPerToken } from "../model/kv_cache.ts";
+import type { Caps } from "../tensor/kernel.ts";
+import { BLOCK_SIZE, chooseContextLength, choosePoolBlocks, estimate, MAX_SEQUENCES, type Room } from "./memory.ts";
+
+const CAPS: Caps = {
+  subgroups: false,
+  subgroupSize: 1,
+  f16: true,
+  timestamps: false,
+  packedDot: false,
+  int64: false,
+  cpu: true,
+  maxBinding: 2 ** 27,
+  maxUniformBinding: 2 ** 16,
+  maxInvocations: 256,
+  workgroupMemory: 2 ** 15,
+};
+
+/** The story model, whose context is 1,024 tokens, and as much memory as is asked for. */
+async function room(changes: Partial<Room> = {}): Promise<Room> {
+  const source = fileSource(`${import.meta.dirname}/../model/assets/stories`);
+  const [config, checkpoint] = await Promise.all([readConfig(source), openCheckpoint(source)]);
+  return { config, checkpoint, kvDtype: "f16", caps: CAPS, memoryLimit: Infinity, inUse: 0, ...changes };
+}
+
+Deno.test("the context is the model's own, less where memory is short, and never below what makes sense", async () => {
+  const plenty = await room();
+  assertEquals(chooseContextLength(undefined, plenty), 1024);
+  const { weights, activations } = estimate(plenty.config, plenty.checkpoint, 1024, "f16", true);
+  const cache = (tokens: number): number => tokens * kvBytesPerToken(plenty.config, "f16", true);
+  const short = { ...plenty, memoryLimit: weights + activations + cache(500) };
+  assertEquals(chooseContextLength(undefined, short), 496);
+  assertEquals(chooseContextLength(undefined, { ...plenty, memoryLimit: 1 }), 256);
+});
+
+Deno.test("a context that the model or the device cannot have is refused with both numbers", async () => {
+  const plenty = await room({ kvDtype: "f32" });
+  assertThrows(() => chooseContextLength(1.5, plenty), RangeError, "contextLength is 1.5, give a whole number");
+  assertThrows(() => chooseContextLength(2000, plenty), RangeError, "2000, and it was made for 1024");
+  const perToken = kvBytesPerToken(plenty.config, "f32", true) / (2 * plenty.config.numLayers);
+  const narrow = { ...plenty, caps: { ...CAPS, maxBinding: 512 * perToken } };
+  assertEquals(chooseContextLength(512, narrow), 512);
+  assertThrows(
+    () => chooseContextLength(513, narrow),
+    RangeError,
+    'contextLength is 513, and this device binds a cache of 512 tokens: give that or less, or use kvDtype "f16"',
+  );
+  assertEquals(choosePoolBlocks(512, narrow), 512 / BLOCK_SIZE);
+});
+
+Deno.test("the pool has room for every sequence where there is memory, and for one where there is not", async () => {
+  const plenty = await room(), perContext = 1024 / BLOCK_SIZE;
+  assertEquals(choosePoolBlocks(1024, plenty), MAX_SEQUENCES * perContext);
+  assertEquals(choosePoolBlocks(1024, { ...plenty, memoryLimit: 1 }), perContext);
+});
