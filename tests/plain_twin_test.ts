@@ -1,10 +1,13 @@
-/** The decoder in two ways, elementary operations and kernels over the paged cache, gives the same logits. */
+/**
+ * The decoder in two ways, elementary operations and kernels over the paged cache, gives the same logits; on devices that
+ * lack a feature too.
+ */
 import { assertEquals } from "@std/assert";
 import { openCheckpoint } from "../model/checkpoint.ts";
 import { readConfig, UnsupportedModelError } from "../model/config.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { plainLogits } from "../model/plain_decoder.ts";
-import { type Device, openDevice } from "../tensor/device.ts";
+import { type Device, type Feature, openDevice } from "../tensor/device.ts";
 import { LOGIT_ERROR } from "./suites/continuation.ts";
 import { SequenceRunner } from "./suites/sequence_runner.ts";
 import { differValues } from "./suites/tensors.ts";
@@ -42,3 +45,16 @@ Deno.test("the plain decoder and the fast one give the same logits", async (cont
   }
   device.close();
 });
+
+const OPTIONAL: readonly Feature[] = ["subgroups", "f16", "timestamps", "packedDot"];
+
+for (const disable of [...OPTIONAL.map((feature) => [feature]), OPTIONAL]) {
+  Deno.test(`a model gives the same logits without ${disable.join(", ")}`, async () => {
+    const device = await openDevice({ disable });
+    try {
+      await compareTwins(device, `${import.meta.dirname}/fixtures/mlx/qwen2-tiny-4bit`);
+    } finally {
+      device.close();
+    }
+  });
+}
