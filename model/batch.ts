@@ -45,10 +45,14 @@ export interface BatchValues {
   readonly sizes: { readonly tokens: number; readonly sequences: number; readonly rows: number };
 }
 
-/** The input nodes of a batch within limits. */
+/**
+ * The input nodes of a batch within limits. A size that is at most 1 is 1: decoding one sequence knows all its sizes when it
+ * is compiled, and its dispatches bind one buffer less.
+ */
 export function batchInputs(limits: BatchLimits): Batch {
-  const tokens = new Sym("tokens", limits.maxTokens), sequences = new Sym("sequences", limits.maxSequences);
-  const rows = new Sym("rows", limits.maxLogitRows);
+  const size = (name: string, most: number): Dim => most === 1 ? 1 : new Sym(name, most);
+  const tokens = size("tokens", limits.maxTokens), sequences = size("sequences", limits.maxSequences);
+  const rows = size("rows", limits.maxLogitRows);
   const whole = (name: keyof Batch, shape: Dim[]): Node => input(name, "i32", shape);
   return {
     tokens: whole("tokens", [tokens]),

@@ -162,7 +162,7 @@ Deno.test("five sequences, some in prefill and some in decode, have the logits t
   const config = await readConfig(source), checkpoint = await openCheckpoint(source);
   const weights = await loadDecoder(device, checkpoint, config, { positions: 64 });
   const cache = new KvCache(device, config, { numBlocks: 40, blockSize: 4, dtype: "f32" });
-  const runner = new Runner({ device, weights, config, cache, contextLength: 64, maxSequences: 8 });
+  const runner = new Runner({ device, weights, config, cache, precision: "exact", contextLength: 64, maxSequences: 8 });
   const blocks = new BlockManager(40, 4);
   const compute = async (items: readonly { sequence: Sequence; numTokens: number }[]): Promise<Float32Array> => {
     items.forEach(({ sequence, numTokens }) => blocks.append(sequence, numTokens));
