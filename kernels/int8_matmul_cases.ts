@@ -9,21 +9,26 @@ import { int8Kernel, int8Matmul, type Int8Params, int8Terms } from "./int8_matmu
 import type { Int8Form, Int8Size, RowsForm, TileForm } from "./int8_variants.ts";
 import { quantiseActivations } from "./quantise.ts";
 import { groupSizes } from "./quantised_reference.ts";
-import { randomWeight } from "./random_product.ts";
+import { randomWeight, repeatedWeight } from "./random_product.ts";
 import type { CaseCall, Kernel, KernelCase, Random } from "./spec.ts";
 import { type AffineFormat, formatName } from "./weight_format.ts";
 
 type Shape = readonly [tokens: number, rows: number, columns: number];
 
 /** A product of random activations, quantised, and a random weight. */
-export function int8Call(params: Int8Params, [tokens, rows, columns]: Shape, random: Random): CaseCall<Int8Params> {
+export function int8Call(
+  params: Int8Params,
+  [tokens, rows, columns]: Shape,
+  random: Random,
+  weight: typeof randomWeight = randomWeight,
+): CaseCall<Int8Params> {
   const { codes, scales } = quantiseActivations(Float32Array.from({ length: tokens * columns }, () => random.normal()));
   return {
     params,
     inputs: [
       { dtype: "u32", shape: [tokens, columns / 4], data: codes },
       { dtype: "f32", shape: [tokens, columns / 32, 2], data: Float32Array.from(scales) },
-      ...randomWeight(params.format, rows, columns, random),
+      ...weight(params.format, rows, columns, random),
     ],
   };
 }
@@ -50,12 +55,17 @@ function int8Case(
   params: Int8Params,
   shape: (random: Random) => Shape,
   kernel: Kernel<Int8Params> = int8Matmul,
+  bench: Readonly<Record<string, Shape>> = {},
 ): KernelCase<Int8Params> {
+  const calls = Object.entries(bench).map(([name, sizes]) => {
+    return [name, (random: Random) => int8Call(params, sizes, random, repeatedWeight)] as const;
+  });
   return {
     name: `int8_matmul ${formatName(params.format)}, ${label}`,
     kernel,
     random: (random) => int8Call(params, shape(random), random),
     tolerance: (call) => [int8Tolerance(call)],
+    bench: Object.fromEntries(calls),
   };
 }
 
@@ -81,6 +91,17 @@ const everyFormat = ([4, 8] as const).flatMap((bits) =>
     ];
   })
 );
+
+/** Real shapes, timed for 4 bits in groups of 64. */
+const realShapes: Readonly<Record<string, Shape>> = {
+  "0.5B, QKV, one token": [1, 1152, 896],
+  "0.5B, gate and up, one token": [1, 9728, 896],
+  "0.5B, down, one token": [1, 896, 4864],
+  "0.5B, gate and up, 512 tokens": [512, 9728, 896],
+  "7B, gate and up, one token": [1, 37888, 3584],
+  "7B, down, one token": [1, 3584, 18944],
+  "7B, gate and up, 512 tokens": [512, 37888, 3584],
+};
 
 /** A form of a GPU in lanes that every device has. */
 function named(form: Int8Form): Kernel<Int8Params> {
@@ -119,6 +140,14 @@ const gpuForms = ([4, 8] as const).flatMap((bits) =>
   })
 );
 
+const benched = int8Case(
+  "one token",
+  { format: { kind: "affine", bits: 4, groupSize: 64, scales: "f16" } },
+  (random) => [1, random.integer(1, 90), columns(64, random)],
+  int8Matmul,
+  realShapes,
+);
+
 const gated = ([4, 8] as const).flatMap((bits) => {
   const format: AffineFormat = { kind: "affine", bits, groupSize: 64, scales: "f16" };
   return [
@@ -130,4 +159,4 @@ const gated = ([4, 8] as const).flatMap((bits) => {
 });
 
 /** Cases of the table-driven test and bench. */
-export const cases: readonly KernelCase<Int8Params>[] = [...everyFormat, ...gated, ...gpuForms];
+export const cases: readonly KernelCase<Int8Params>[] = [benched, ...everyFormat, ...gated, ...gpuForms];

@@ -21,6 +21,11 @@ import {
   sumValue,
 } from "./int8_weight.ts";
 
+/** Outputs of a tile for each token. */
+function tileOutputs({ rows, product: { gate } }: Tile): number {
+  return gate ? rows / 2 : rows;
+}
+
 /** A tile form with everything that follows from it. */
 interface Tile extends TileForm {
   readonly product: Int8Product;
@@ -196,20 +201,28 @@ function joinSlices(tile: Tile): string {
   ).join("");
 }
 
-function stores(tile: Tile): string {
+/** Stores of an invocation; with `whole`, of a tile whose tokens are all there. */
+function storeCells(tile: Tile, whole: boolean): string {
   const { product: { gate, outputs }, threadRows, across } = tile;
-  const rows = indices(gate ? threadRows / 2 : threadRows);
+  const rows = indices(gate ? threadRows / 2 : threadRows), wholeRows = outputs % tileOutputs(tile) === 0;
   return indices(tile.threadTokens).map((m) => {
     const each = rows.map((r) => {
       const value = gate ? `silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2})` : `sum_${m}_${r}`;
-      const output = `row0 + ${r * across}u + tx`;
-      return `if (${output} < ${outputs}u) { store_y(token * ${outputs}u + ${output}, ${value}); }`;
+      const output = `row0 + ${r * across}u + tx`, store = `store_y(token * ${outputs}u + ${output}, ${value});`;
+      return wholeRows ? store : `if (${output} < ${outputs}u) { ${store} }`;
     });
-    return `{ let token = token0 + ${m * tile.down}u + ty; if (token < tokens) {\n${each.join("\n")}\n} }\n`;
+    const body = each.join("\n");
+    return `{ let token = token0 + ${m * tile.down}u + ty;\n${whole ? body : `if (token < tokens) {\n${body}\n}`}\n}\n`;
   }).join("");
 }
 
-function main(tile: Tile): string {
+/** A spliced store may read (a residual): without branches between them, those reads overlap. */
+function stores(tile: Tile, caps: Caps): string {
+  if (caps.cpu) return storeCells(tile, false);
+  return `if (token0 + ${tile.tokens}u <= tokens) {\n${storeCells(tile, true)}} else {\n${storeCells(tile, false)}}\n`;
+}
+
+function main(tile: Tile, caps: Caps): string {
   const { product, threads, across, blocks, slices } = tile, parts = stagings(tile);
   const pieces = parts.flatMap((part) =>
     indices(Math.ceil(part.count / threads)).map((piece) => `var next_${part.name}_${piece}: ${part.type};`)
@@ -227,7 +240,7 @@ let tx = own & ${across - 1}u;
 let ty = own >> ${Math.log2(across)}u;
 let tokens = ${product.tokens};
 let token0 = workgroup.x * ${tile.tokens}u;
-let row0 = workgroup.y * ${product.gate ? tile.rows / 2 : tile.rows}u;
+let row0 = workgroup.y * ${tileOutputs(tile)}u;
 ${sums.join(" ")}
 ${pieces.join(" ")}
 let begin = slice * ${tile.sliceStages}u;
@@ -239,7 +252,7 @@ if (done + 1u < ${tile.sliceStages}u) { let stage = min(begin + done + 1u, ${til
 ${fetch}}
 ${last ? `if (begin + done < ${tile.stages}u) {\n${compute}}\n` : compute}workgroupBarrier();
 }
-${joinSlices(tile)}${slices > 1 ? `if (slice == 0u) {\n${stores(tile)}}\n` : stores(tile)}`;
+${joinSlices(tile)}${slices > 1 ? `if (slice == 0u) {\n${stores(tile, caps)}}\n` : stores(tile, caps)}`;
 }
 
 /** The WGSL of a product in this form. */
@@ -250,6 +263,6 @@ export function tilesSource(product: Int8Product, form: TileForm, caps: Caps): K
     outputs: [{ name: "y" }],
     workgroupSize: [tile.threads * tile.slices, 1, 1],
     declarations: tile.weight.declarations + (product.gate ? siluGateFunction : "") + memory(tile),
-    main: main(tile),
+    main: main(tile, caps),
   };
 }

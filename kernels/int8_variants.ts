@@ -69,36 +69,39 @@ export function stageColumns(columns: number): 32 | 64 {
   return columns % 64 === 0 ? 64 : 32;
 }
 
-/** Teams of a device: a subgroup or less of it. */
+/** The matrix-vector form: few rows need more lanes each, or there are fewer workgroups than a GPU has processors. */
 function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm {
   const tokens = maxTokens === 1 ? 1 : maxTokens === 2 ? 2 : maxTokens <= 4 ? 4 : 8;
   if (caps.cpu) {
     return { kind: "rows", rows: 2, tokens: Math.min(tokens, 4), lanes: 4, groups: 2, slices: 1, unroll: 1 };
   }
-  const most = caps.subgroups ? caps.subgroupSize : 32;
-  const lanes = (wanted: number): number => Math.min(wanted, most);
-  if (tokens >= 4) return { kind: "rows", rows: 2, tokens, lanes: lanes(8), groups: 4, slices: 4, unroll: 1 };
-  const blocks = columns / 32;
-  if (rows <= 8192 && blocks >= 128) {
-    return { kind: "rows", rows: 2, tokens, lanes: lanes(8), groups: 4, slices: 4, unroll: 2 };
+  const form = { kind: "rows", rows: 2, tokens, unroll: tokens === 1 ? 2 : 1 } as const;
+  const most = caps.subgroups ? caps.subgroupSize : 32, wide = Math.min(32, most), narrow = Math.min(8, most);
+  const long = columns >= 4096;
+  if (tokens <= 2) {
+    if (long && rows <= 8192) return { ...form, lanes: wide, groups: 2, slices: 4 };
+    return { ...form, lanes: wide, groups: 4, slices: 1 };
   }
-  return { kind: "rows", rows: 2, tokens, lanes: lanes(32), groups: 4, slices: 1, unroll: 2 };
+  if (rows <= 2048) {
+    if (long) return { ...form, lanes: narrow, groups: 4, slices: 8 };
+    return { ...form, tokens: maxTokens <= 8 ? 4 : 8, lanes: narrow, groups: 4, slices: 4 };
+  }
+  if (columns <= 1024) return { ...form, lanes: narrow, groups: 8, slices: 2 };
+  return { ...form, lanes: narrow, groups: 4, slices: 4 };
 }
 
-/** Workgroups that fill a large GPU about twice. */
-const plenty = 264;
+/** Workgroups that fill a large GPU about four times. */
+const plenty = 528;
 
 function tileForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm {
   if (caps.cpu) return { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 1 };
   const tilesOf = (tokens: number): number => Math.ceil(maxTokens / tokens) * Math.ceil(rows / 64);
-  const tokens = tilesOf(64) >= plenty / 2 ? 64 : 32;
+  const tokens = tilesOf(64) >= plenty ? 64 : 32, stage = stageColumns(columns);
   const form = { kind: "tile", tokens, rows: 64, threadTokens: 8, threadRows: 4, slices: 1 } as const;
-  const stages = columns / stageColumns(columns);
   for (const slices of [4, 2]) {
-    const sliced = { ...form, slices };
-    const fits = tileBytes(sliced, stageColumns(columns)) <= caps.workgroupMemory &&
-      slices * tokens * 2 <= caps.maxInvocations && stages >= 2 * slices;
-    if (fits && tilesOf(tokens) * (slices / 2) < plenty) return sliced;
+    const sliced = { ...form, slices }, threads = slices * tokens * 2;
+    const fits = tileBytes(sliced, stage) <= caps.workgroupMemory && threads <= caps.maxInvocations;
+    if (fits && columns / stage >= 2 * slices && tilesOf(tokens) * slices <= 2 * plenty) return sliced;
   }
   return form;
 }

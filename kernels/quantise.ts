@@ -204,35 +204,42 @@ function addUp(lanes: number, caps: Caps): string {
     ${sum}`;
 }
 
+/** The two turns over a row, `squares` then codes: unrolled where a row fits in registers, else loops that read it twice. */
+function normTurns(octets: number, lanes: number, caps: Caps): { squares: string; codes: string } {
+  const turns = Math.ceil(octets / lanes);
+  const load = (name: string, at: string): string =>
+    `let ${name}_low = x(base + 2u * (${at})); let ${name}_high = x(base + 2u * (${at}) + 1u);`;
+  const square = (name: string): string => `dot(${name}_low, ${name}_low) + dot(${name}_high, ${name}_high)`;
+  const inside = (at: string): string => `let inside = min(${at}, ${octets - 1}u);`;
+  const normed = (name: string, at: string): string => `
+    let low = ${name}_low * inverse * weight(2u * inside);
+    let high = ${name}_high * inverse * weight(2u * inside + 1u);
+    ${quantiseOctet(`row * ${octets}u + ${at}`, `${at} < ${octets}u`, caps)}`;
+  if (turns > keptOctets) {
+    return {
+      squares: `for (var at = lane; at < ${octets}u; at += ${lanes}u) { ${load("v", "at")} squares += ${
+        square("v")
+      }; }`,
+      codes: `for (var turn = 0u; turn < ${turns}u; turn++) {
+    let at = turn * ${lanes}u + lane;
+    ${inside("at")} ${load("v", "inside")} ${normed("v", "at")}
+    }`,
+    };
+  }
+  const each = (text: (name: string, at: string) => string): string =>
+    Array.from({ length: turns }, (_, turn) => text(`v${turn}`, `(lane + ${turn * lanes}u)`)).join("\n    ");
+  return {
+    squares: each((name, at) =>
+      `${load(name, `min(${at}, ${octets - 1}u)`)}
+    squares += select(0.0, ${square(name)}, ${at} < ${octets}u);`
+    ),
+    codes: each((name, at) => `{ ${inside(at)} ${normed(name, at)} }`),
+  };
+}
+
 function normWgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
   const { rows, columns } = checkActivations(call.inputs[0]);
-  const octets = columns / octet, lanes = normLanes(columns, caps), passes = Math.ceil(octets / lanes);
-  const kept = passes <= keptOctets;
-  const load = (to: string, at: string): string =>
-    `let ${to}_low = x(base + 2u * (${at})); let ${to}_high = x(base + 2u * (${at}) + 1u);`;
-  const square = (name: string): string => `dot(${name}_low, ${name}_low) + dot(${name}_high, ${name}_high)`;
-  const range = Array.from({ length: kept ? passes : 0 }, (_, pass) => pass);
-  const clamped = (at: string): string => `min(${at}, ${octets - 1}u)`;
-  const normed = (name: string, at: string): string => `
-    let low = ${name}_low * inverse * weight(2u * at_in);
-    let high = ${name}_high * inverse * weight(2u * at_in + 1u);
-    ${quantiseOctet(`row * ${octets}u + ${at}`, `${at} < ${octets}u`, caps)}`;
-  const first = kept
-    ? range.map((pass) => {
-      const at = `lane + ${pass * lanes}u`;
-      return `${load(`v${pass}`, clamped(at))}
-    squares += select(0.0, ${square(`v${pass}`)}, ${at} < ${octets}u);`;
-    }).join("\n    ")
-    : `for (var at = lane; at < ${octets}u; at += ${lanes}u) { ${load("v", "at")} squares += ${square("v")}; }`;
-  const second = kept
-    ? range.map((pass) => {
-      const at = `(lane + ${pass * lanes}u)`;
-      return `{ let at_in = ${clamped(at)}; ${normed(`v${pass}`, at)} }`;
-    }).join("\n    ")
-    : `for (var turn = 0u; turn < ${passes}u; turn++) {
-    let at = turn * ${lanes}u + lane;
-    let at_in = ${clamped("at")}; ${load("v", "at_in")} ${normed("v", "at")}
-    }`;
+  const octets = columns / octet, lanes = normLanes(columns, caps), turns = normTurns(octets, lanes, caps);
   return {
     inputs: [{ name: "x", width: 4 }, { name: "weight", width: 4 }],
     outputs: [{ name: "codes", width: 2 }, { name: "scales", width: 2 }],
@@ -243,10 +250,10 @@ function normWgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
     ${rowWgsl(dimWgsl(rows))}
     let base = row * ${2 * octets}u;
     var squares = 0.0;
-    ${first}
+    ${turns.squares}
     ${addUp(lanes, caps)}
     let inverse = inverseSqrt(max(total * ${1 / columns} + ${call.params.eps}, 1.2e-38)); // a row of zeros gives zeros
-    ${second}`,
+    ${turns.codes}`,
   };
 }
 

@@ -38,8 +38,8 @@ function plainCase(name: string, shape: (random: Random) => [number, number]): K
     random: (random) => ({ params: null, inputs: [activations(...shape(random), random)] }),
     tolerance: (_call, [, scales]) => tolerance(scales!, 0),
     bench: {
-      "1 x 4864": (random) => ({ params: null, inputs: [activations(1, 4864, random)] }),
-      "512 x 4864": (random) => ({ params: null, inputs: [activations(512, 4864, random)] }),
+      "0.5B, down, one token": (random) => ({ params: null, inputs: [activations(1, 4864, random)] }),
+      "0.5B, down, 512 tokens": (random) => ({ params: null, inputs: [activations(512, 4864, random)] }),
     },
   };
 }
@@ -62,7 +62,10 @@ function normCase(name: string, shape: (random: Random) => [number, number]): Ke
     kernel: rmsNormQuantise32Kernel,
     random: (random) => normCall(...shape(random), random),
     tolerance: ({ inputs }, [, scales]) => tolerance(scales!, (inputs[0]!.shape[1] as number / 4 + 8) * 2 ** -24),
-    bench: { "1 x 896": (random) => normCall(1, 896, random), "512 x 3584": (random) => normCall(512, 3584, random) },
+    bench: {
+      "0.5B, one token": (random) => normCall(1, 896, random),
+      "7B, 512 tokens": (random) => normCall(512, 3584, random),
+    },
   };
 }
 

@@ -1,0 +1,102 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { openDevice } from "../tensor/device.ts";
+import { Sym } from "../tensor/dim.ts";
+import type { Caps } from "../tensor/kernel.ts";
+import { buffer, input, map, slice } from "../tensor/node.ts";
+import { compile } from "../tensor/program.ts";
+import { runKernel } from "../tensor/run_kernel.ts";
+import { Storage } from "../tensor/storage.ts";
+import { fastLinear, int8Kernel, int8Linear, int8Matmul } from "./int8_matmul.ts";
+import { cases, int8Call } from "./int8_matmul_cases.ts";
+import { int8Form } from "./int8_variants.ts";
+import { quantise32, rmsNormQuantise32 } from "./quantise.ts";
+import { seededRandom } from "./random.ts";
+import type { Weight } from "./weight_format.ts";
+
+const fourBits = { kind: "affine", bits: 4, groupSize: 64, scales: "f16" } as const;
+
+function weightOf(rows: number, columns: number, seed: number): { weight: Weight; release(): void } {
+  const call = int8Call({ format: fourBits }, [1, rows, columns], seededRandom(seed));
+  const storages = call.inputs.slice(2).map(({ dtype, shape, data }) => new Storage(dtype, shape, data));
+  const weight = { format: fourBits, rows, columns, tensors: storages.map((storage) => buffer(storage)) };
+  return { weight, release: () => storages.forEach((storage) => storage.release()) };
+}
+
+/** The forms of a GPU, run on whatever device there is. */
+function gpuCaps(caps: Caps): Caps {
+  return { ...caps, cpu: false };
+}
+
+Deno.test("the forms that a GPU chooses agree with the reference", async () => {
+  const device = await openDevice();
+  const chosen = int8Kernel((caps, size) => int8Form(gpuCaps(caps), size));
+  const kernel = { ...chosen, wgsl: (call, caps) => chosen.wgsl(call, gpuCaps(caps)) } as typeof chosen;
+  try {
+    for (const [tokens, rows, columns] of [[1, 70, 448], [40, 64, 320], [64, 70, 64]] as const) {
+      const call = int8Call({ format: fourBits }, [tokens, rows, columns], seededRandom(tokens));
+      const [y] = await runKernel(device, kernel, call);
+      const outputs = kernel.infer(call.inputs, call.params);
+      const reference = kernel.reference({ ...call, outputs }, call.inputs.map(({ data }) => data));
+      const [limit] = cases[0]!.tolerance(call, reference) as [Float64Array];
+      assert(reference[0]!.every((value, i) => Math.abs(y![i]! - value) <= limit[i]!), `${tokens} x ${rows}`);
+    }
+  } finally {
+    device.close();
+  }
+});
+
+Deno.test("norm, gate and up, SwiGLU, down and residual take four dispatches", async () => {
+  const device = await openDevice();
+  const x = new Storage("f32", [3, 128], Float32Array.from({ length: 384 }, () => Math.random() - 0.5));
+  const norm = new Storage("f32", [128], new Float32Array(128).fill(1));
+  const gateUp = weightOf(512, 128, 1), down = weightOf(128, 256, 2);
+  try {
+    const program = compile(device, () => {
+      const both = int8Linear(rmsNormQuantise32(buffer(x), buffer(norm), 1e-6), gateUp.weight);
+      const gate = slice(both, [0, 0], [3, 256]), up = slice(both, [0, 256], [3, 512]);
+      const hidden = map("mul", map("silu", gate), up);
+      return map("add", int8Linear(quantise32(hidden), down.weight), buffer(x));
+    });
+    assertEquals(program.dispatchCount, 4);
+    program.run();
+    assert((await program.read(0)).some((value) => value !== 0));
+    program.dispose();
+  } finally {
+    [x, norm, gateUp, down].forEach((held) => held.release());
+    device.close();
+  }
+});
+
+Deno.test("within a program a token has the same bits in every batch", async () => {
+  const device = await openDevice();
+  const columns = 320, { weight, release } = weightOf(70, columns, 3);
+  const program = compile(device, () => fastLinear(input("x", "f32", [new Sym("tokens", 40), columns]), weight));
+  try {
+    const x = Float32Array.from({ length: 40 * columns }, () => Math.random() - 0.5);
+    program.run({ inputs: { x }, sizes: { tokens: 40 } });
+    const batch = await program.read(0, { tokens: 40 });
+    for (const token of [0, 17, 39]) {
+      program.run({ inputs: { x: x.slice(token * columns, (token + 1) * columns) }, sizes: { tokens: 1 } });
+      assertEquals(await program.read(0, { tokens: 1 }), batch.slice(token * 70, (token + 1) * 70));
+    }
+  } finally {
+    program.dispose();
+    release();
+    device.close();
+  }
+});
+
+Deno.test("weights without an int8 product go the exact way, and are refused where they are given directly", () => {
+  const x = input("x", "f32", [3, 64]);
+  const dense = { format: { kind: "dense", dtype: "f32" }, rows: 10, columns: 64 } as const;
+  const weight = { ...dense, tensors: [input("dense", "f32", [10, 64])] };
+  const y = fastLinear(x, weight);
+  assertEquals(y.op === "kernel" && y.kernel.name, "matmul");
+  assertThrows(() => int8Linear(quantise32(x), weight), Error, "Cannot multiply int8 activations by f32");
+  assertThrows(
+    () => int8Matmul.infer([], { format: { ...fourBits, bits: 3 } }),
+    Error,
+    "Cannot multiply int8 activations by affine 3 bits",
+  );
+  assertThrows(() => quantise32(input("x", "f32", [3, 40])), Error, "Cannot quantise [3, 40]");
+});
