@@ -1,0 +1,83 @@
+/** Split attention gives what paged attention gives, bit for bit, in every layout and however tiles are dealt. */
+import { assertEquals } from "@std/assert";
+import { type Device, openDevice } from "../tensor/device.ts";
+import type { HostArray } from "../tensor/dtype.ts";
+import { buffer } from "../tensor/node.ts";
+import { compile } from "../tensor/program.ts";
+import { runKernel } from "../tensor/run_kernel.ts";
+import { Storage } from "../tensor/storage.ts";
+import { pagedAttentionKernel } from "./attention.ts";
+import { attentionCall, type AttentionSetting } from "./attention_cases.ts";
+import { decodeAttention, type DecodeAttentionParams } from "./decode_attention.ts";
+import { seededRandom } from "./random.ts";
+import type { CaseCall } from "./spec.ts";
+
+async function split(
+  device: Device,
+  call: CaseCall<DecodeAttentionParams>,
+  layout: Partial<DecodeAttentionParams> = {},
+): Promise<HostArray> {
+  const storages = call.inputs.map((i, n) => new Storage(i.dtype, i.shape, i.data.slice() as HostArray, `input ${n}`));
+  const program = compile(device, () => {
+    const [q, keys, values, queryStart, contextLens, blockTables] = storages.map((storage) => buffer(storage));
+    const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
+    return decodeAttention(q!, keys!, values!, batch, { ...call.params, ...layout });
+  });
+  program.run();
+  const attended = await program.read(0);
+  program.dispose();
+  storages.forEach((storage) => storage.release());
+  return attended;
+}
+
+/** Position of the first difference, which says more than two arrays side by side, or -1. */
+function differs(got: HostArray, expected: HostArray): number {
+  if (got.length !== expected.length) return Math.min(got.length, expected.length);
+  for (const [i, value] of expected.entries()) if (got[i] !== value) return i;
+  return -1;
+}
+
+const mixed: AttentionSetting = {
+  sequences: [[5, 300], [1, 131], [0, 7], [40, 40], [1, 1], [3, 260], [1, 1200]],
+  kvHeads: 2,
+  group: 7,
+  headDim: 64,
+  blockSize: 16,
+  pool: "f16",
+  padding: 3,
+};
+
+const settings: AttentionSetting[] = [
+  mixed,
+  { ...mixed, sequences: [[1, 700]], padding: 0 },
+  { ...mixed, sequences: [[1, 128], [1, 9000]], group: 1, headDim: 16 },
+  { ...mixed, sequences: [[1, 200], [1, 129]], headDim: 128, kvHeads: 1 },
+  { ...mixed, sequences: [[1, 200], [2, 129]], headDim: 256, group: 9, kvHeads: 1, blockSize: 1 },
+  { ...mixed, sequences: [[1, 200], [2, 129]], headDim: 20, group: 3 },
+  { ...mixed, sequences: [[1, 300], [1, 77]], headDim: 40, group: 4, pool: "f32", blockSize: 32 },
+  { ...mixed, sequences: [[1, 300]], headDim: 128, group: 2, pool: "f32" },
+];
+
+for (const disable of [[], ["subgroups", "f16"]] as const) {
+  Deno.test(`split attention equals paged attention bit for bit without [${disable}]`, async () => {
+    const device = await openDevice({ disable });
+    for (const [i, setting] of settings.entries()) {
+      const call = attentionCall(setting, seededRandom(i));
+      const [expected] = await runKernel(device, pagedAttentionKernel, call);
+      assertEquals(differs(await split(device, call), expected!), -1, `setting ${i}`);
+    }
+    device.close();
+  });
+}
+
+Deno.test("the layout of split attention changes no result", async () => {
+  const device = await openDevice();
+  const call = attentionCall(mixed, seededRandom(3));
+  const [expected] = await runKernel(device, pagedAttentionKernel, call);
+  for (
+    const layout of [{ lanes: 256, headsPerShare: 3, width: 2 }, { lanes: 128, headsPerShare: 2, width: 4 }] as const
+  ) {
+    assertEquals(differs(await split(device, call, layout), expected!), -1, JSON.stringify(layout));
+  }
+  device.close();
+});
