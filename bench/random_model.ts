@@ -9,7 +9,7 @@ import type { DecoderConfig } from "../model/config.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import { ropeTable } from "../model/rope_frequencies.ts";
 import type { StoredWeight } from "../model/weights.ts";
-import { assign, buffer, compile, constant, type Device, iota, map, type Node, Storage } from "../tensor/mod.ts";
+import { assign, buffer, compile, constant, type Device, iota, map, type Node, Slabs, Storage } from "../tensor/mod.ts";
 
 /** 4 bits, groups of 64, f16 scales and biases: the usual MLX checkpoint. */
 export const benchFormat: AffineFormat = { kind: "affine", bits: 4, groupSize: 64, scales: "f16" };
@@ -31,9 +31,17 @@ function fill(device: Device, storage: Storage, value: Node): void {
   program.run();
 }
 
-function randomMatrix(device: Device, rows: number, columns: number, seed: number, owned: Storage[]): StoredWeight {
+function randomMatrix(
+  device: Device,
+  rows: number,
+  columns: number,
+  seed: number,
+  owned: Storage[],
+  slabs: Slabs,
+): StoredWeight {
   const [codes, affine] = weightTensorTypes(benchFormat, rows, columns).map((type) => {
-    const storage = device.storage(type.dtype, type.shape, "random weight");
+    const storage = new Storage(type.dtype, type.shape, undefined, "random weight");
+    slabs.place(storage);
     owned.push(storage);
     return storage;
   });
@@ -49,13 +57,14 @@ function randomMatrix(device: Device, rows: number, columns: number, seed: numbe
 
 /** A decoder with random weights. */
 export function randomDecoder(device: Device, config: DecoderConfig, positions: number): DecoderWeights {
-  const owned: Storage[] = [];
+  const owned: Storage[] = [], slabs = new Slabs(device, device.caps.cpu ? 1 << 26 : 1 << 30, "random weights");
   const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, vocabSize } = config;
   let seed = 1;
-  const matrix = (rows: number, columns: number): StoredWeight => randomMatrix(device, rows, columns, seed++, owned);
+  const matrix = (rows: number, columns: number): StoredWeight =>
+    randomMatrix(device, rows, columns, seed++, owned, slabs);
   const vector = (length: number, value: number): Storage => {
     const storage = new Storage("f32", [length], new Float32Array(length).fill(value), "random vector");
-    device.resident(storage);
+    slabs.place(storage);
     owned.push(storage);
     return storage;
   };

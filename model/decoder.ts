@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { pagedAttention } from "../kernels/attention.ts";
+import { attend } from "../kernels/attend.ts";
 import { embedding } from "../kernels/embedding.ts";
 import { fastLinear } from "../kernels/int8_matmul.ts";
 import { ropeAndWriteKv } from "../kernels/kv_write.ts";
@@ -70,7 +70,7 @@ function attention(
       ...(config.qkNorm ? { eps } : {}),
     },
   );
-  return pagedAttention(q, keys, values, batch, { blockSize, scale: 1 / Math.sqrt(headDim) });
+  return attend(q, keys, values, batch, { blockSize, scale: 1 / Math.sqrt(headDim) });
 }
 
 /** silu(gate) * up, where gate and up are the halves of `gateUp`. */

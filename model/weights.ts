@@ -16,6 +16,7 @@ import {
 import type { Device } from "../tensor/device.ts";
 import { elementCount, formatShape } from "../tensor/dim.ts";
 import { buffer } from "../tensor/node.ts";
+import { Slabs } from "../tensor/slab.ts";
 import { Storage } from "../tensor/storage.ts";
 import { type Checkpoint, readTensor, readTensorChunks } from "./checkpoint.ts";
 import type { DecoderConfig } from "./config.ts";
@@ -47,6 +48,9 @@ export interface Located {
   readonly columns: number;
 }
 
+/** Size of a slab of weights: a few hold any model, and little is wasted at the end of the last. */
+const SLAB_BYTES = 1 << 30;
+
 const floatTypes: Readonly<Record<string, FloatType>> = { F32: "f32", F16: "f16", BF16: "bf16" };
 
 /** The graph's view of a stored matrix. */
@@ -57,6 +61,7 @@ export function weightNode({ format, rows, columns, storages }: StoredWeight): W
 /** Reads weights by their names in the checkpoint. */
 export class WeightLoader {
   readonly #storages: Storage[] = [];
+  readonly #slabs: Slabs;
   #loaded = 0;
 
   /** A loader for one checkpoint and device; `onBytes` is told the bytes loaded so far. */
@@ -66,7 +71,11 @@ export class WeightLoader {
     readonly config: DecoderConfig,
     readonly onBytes: (loaded: number) => void = () => {},
     readonly signal?: AbortSignal,
-  ) {}
+  ) {
+    // Vectors widen to f32 and every storage is aligned: a little more than the checkpoint's bytes.
+    const bytes = Math.min(checkpoint.totalBytes * 1.01 + (1 << 16), device.gpu.limits.maxBufferSize, SLAB_BYTES);
+    this.#slabs = new Slabs(device, Math.ceil(bytes / 256) * 256 - 256, "weights");
+  }
 
   /** Everything loaded so far. */
   get storages(): readonly Storage[] {
@@ -92,7 +101,7 @@ export class WeightLoader {
 
   #store(storage: Storage): Storage {
     this.#storages.push(storage);
-    this.device.resident(storage);
+    this.#slabs.place(storage);
     return storage;
   }
 

@@ -15,8 +15,11 @@ export interface BoundTensor {
   readonly port: Port;
   /** Its type. */
   readonly type: TensorType;
-  /** `read`, `write` (also readable), or `alias`: reads through the output of that name. */
-  readonly access: "read" | "write" | { readonly alias: string };
+  /**
+   * `read`, `write` (also readable), `shared`: read from a buffer of which the dispatch writes another part (WebGPU allows no
+   * other use of it then), or `alias`: read through the output of that name.
+   */
+  readonly access: "read" | "shared" | "write" | { readonly alias: string };
   /** Bytes of each part where the tensor exceeds one binding; undefined for one binding. */
   readonly split?: { readonly partBytes: number; readonly parts: number } | undefined;
   /** An output's own store function; the plain one unless given. */
@@ -111,7 +114,7 @@ function accessor(tensor: BoundTensor, caps: Caps): string {
     return `fn stored_${name}(i: u32) -> ${loaded} {\n${splitRead(`${name}_data`, tensor.split.parts, perPart)}\n}\n` +
       `fn ${name}(i: u32) -> ${value} { return ${read(`stored_${name}(i)`)}; }`;
   }
-  const data = tensor.access === "read" ? `${name}_data` : `${tensor.access.alias}_data`;
+  const data = typeof tensor.access === "object" ? `${tensor.access.alias}_data` : `${name}_data`;
   return `fn ${name}(i: u32) -> ${value} { return ${read(`${data}[i]`)}; }`;
 }
 
@@ -155,7 +158,7 @@ export function assemble(
     const stored = readsWide(tensor, caps)
       ? "vec2<u64>"
       : elementTypes(tensor.port, tensor.type.dtype, caps.f16).stored;
-    const type = tensor.access === "write" ? "storage" : tensor.port.uniform ? "uniform" : "read-only-storage";
+    const type = tensor.access !== "read" ? "storage" : tensor.port.uniform ? "uniform" : "read-only-storage";
     const space = { storage: "storage, read_write", uniform: "uniform", "read-only-storage": "storage, read" }[type];
     for (let part = 0; part < (tensor.split?.parts ?? 1); part++) {
       const name = `${tensor.port.name}_data${tensor.split ? `_${part}` : ""}`;

@@ -69,11 +69,12 @@ export class Compiler {
   readonly inputs: InputSlot[] = [];
   readonly places = new Map<Node, Place>();
   readonly storages = new Set<Storage>();
+  #arena: GPUBuffer | undefined;
   upload!: Resident;
   host!: ArrayBuffer;
 
   constructor(readonly device: Device, traced: readonly Node[], readonly label: string, rules: readonly Rule[]) {
-    const graph = rewriteGraph(traced, rules);
+    const graph = rewriteGraph(traced, device.caps, rules);
     this.outputs = graph.outputs;
     this.groups = fuse(graph, device.gpu.limits.maxStorageBuffersPerShaderStage);
     symbolsOf(reachable(graph.outputs)).forEach((symbol) => this.sizeSlots.set(symbol.name, this.sizeSlots.size));
@@ -157,21 +158,38 @@ export class Compiler {
       results.map(({ node, at, bytes }) => ({ bytes, first: at, last: lastUse.get(node) ?? at })),
     );
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-    const buffers = plan.bytes.map((bytes) => this.#own(bytes, usage, `results of ${this.label}`));
+    const slots = this.#slots(plan.bytes, usage);
     results.forEach(({ node, bytes }, i) => {
-      this.places.set(node, {
-        buffer: buffers[plan.slot[i]!]!.buffer,
-        offset: 0,
-        bytes: Math.max(16, Math.ceil(bytes / 16) * 16),
-      });
+      this.places.set(node, { ...slots[plan.slot[i]!]!, bytes: Math.max(16, Math.ceil(bytes / 16) * 16) });
     });
+  }
+
+  /**
+   * Memory of the planned slots: one arena, since each buffer that a dispatch names costs the CPU half a microsecond; a buffer
+   * each on CPU devices, where kernels read uniforms, and where an arena would be too large for a buffer.
+   */
+  #slots(bytes: readonly number[], usage: GPUBufferUsageFlags): { buffer: GPUBuffer; offset: number }[] {
+    const label = `results of ${this.label}`, { caps, gpu } = this.device;
+    const aligned = bytes.map((size) => Math.ceil(size / ALIGNMENT) * ALIGNMENT),
+      total = aligned.reduce((a, b) => a + b, 0);
+    if (caps.cpu || total === 0 || total > gpu.limits.maxBufferSize) {
+      return bytes.map((size) => ({ buffer: this.#own(size, usage, label).buffer, offset: 0 }));
+    }
+    this.#arena = this.#own(total, usage, label).buffer;
+    let end = 0;
+    return aligned.map((size) => ({ buffer: this.#arena!, offset: (end += size) - size }));
+  }
+
+  /** How a dispatch reads a realised node. */
+  #access(node: Node): "read" | "shared" {
+    return this.#arena !== undefined && this.place(node).buffer === this.#arena ? "shared" : "read";
   }
 
   #placeState(node: Node): Place {
     const { storage } = stateOf(node)!;
     this.storages.add(storage);
     const resident = this.device.resident(storage);
-    const place = { buffer: resident.buffer, offset: 0, bytes: resident.bytes };
+    const place = { buffer: resident.buffer, offset: resident.offset, bytes: resident.bytes };
     this.places.set(node, place);
     return place;
   }
@@ -213,7 +231,7 @@ export class Compiler {
       return {
         port: { name: `in${i}` },
         type: node,
-        access: alias ? { alias: "out" } : "read",
+        access: alias ? { alias: "out" } : this.#access(node),
         split: alias ? undefined : this.#split(node),
       };
     });
@@ -242,7 +260,7 @@ export class Compiler {
       return {
         port,
         type: kernel.src[i]!,
-        access: output >= 0 ? { alias: source.outputs[output]!.name } : "read",
+        access: output >= 0 ? { alias: source.outputs[output]!.name } : this.#access(base(kernel.src[i]!)),
         split: output >= 0 ? undefined : this.#split(base(kernel.src[i]!)),
       };
     });
@@ -250,7 +268,7 @@ export class Compiler {
     const extra = [...spliced?.reads ?? []];
     extra.forEach((node, i) => {
       names.set(node, `operand${i}`);
-      tensors.push({ port: { name: `operand${i}` }, type: node, access: "read", split: this.#split(node) });
+      tensors.push({ port: { name: `operand${i}` }, type: node, access: this.#access(node), split: this.#split(node) });
       nodes.push(node);
     });
     const results = this.#results(group);

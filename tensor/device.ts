@@ -144,7 +144,7 @@ export class Device {
       this.allocated -= size;
       buffer.destroy();
     };
-    return { buffer, bytes: size, owner: this, release };
+    return { buffer, offset: 0, bytes: size, owner: this, release };
   }
 
   /** Makes sure a storage is on this device: allocates it and uploads its host values, once. */
@@ -158,13 +158,18 @@ export class Device {
       return storage.resident;
     }
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST | GPUBufferUsage.UNIFORM;
-    storage.resident = this.allocate(storage.bytes(this.caps.f16), usage, `"${storage.label}"`);
+    return this.adopt(storage, this.allocate(storage.bytes(this.caps.f16), usage, `"${storage.label}"`));
+  }
+
+  /** Gives a storage its place, and uploads its host values there. */
+  adopt(storage: Storage, place: Resident): Resident {
+    storage.resident = place;
     if (storage.host) {
       const bytes = storage.dtype === "f16" && this.caps.f16 ? packHalf(storage.host) : storage.host;
       this.write(storage, 0, new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength));
       storage.host = undefined;
     }
-    return storage.resident;
+    return place;
   }
 
   /** A storage of zeros on this device, or of bytes written later with {@linkcode Device.write}. */
@@ -176,23 +181,23 @@ export class Device {
 
   /** Writes raw bytes of the stored form at a multiple of 4, padded to one. */
   write(storage: Storage, offset: number, bytes: Uint8Array<ArrayBuffer>): void {
-    const { buffer } = this.resident(storage);
+    const { buffer, offset: start } = this.resident(storage), from = start + offset;
     const whole = bytes.byteLength & ~3;
     for (let at = 0; at < whole; at += UPLOAD_PIECE) {
       const length = Math.min(UPLOAD_PIECE, whole - at);
-      this.gpu.queue.writeBuffer(buffer, offset + at, bytes, at, length);
+      this.gpu.queue.writeBuffer(buffer, from + at, bytes, at, length);
     }
     if (whole < bytes.byteLength) {
       const tail = new Uint8Array(4);
       tail.set(bytes.subarray(whole));
-      this.gpu.queue.writeBuffer(buffer, offset + whole, tail);
+      this.gpu.queue.writeBuffer(buffer, from + whole, tail);
     }
   }
 
   /** Reads elements of a buffer as its dtype's host array. */
-  async read(buffer: GPUBuffer, dtype: DType, count: number): Promise<HostArray> {
+  async read(buffer: GPUBuffer, dtype: DType, count: number, offset = 0): Promise<HostArray> {
     const half = dtype === "f16" && this.caps.f16;
-    const bytes = await this.orFailure(this.readback.read(buffer, 0, count * (half ? 2 : 4)));
+    const bytes = await this.orFailure(this.readback.read(buffer, offset, count * (half ? 2 : 4)));
     if (half) return Float32Array.from(new Uint16Array(bytes.buffer, bytes.byteOffset, count), float16Value);
     if (dtype === "f32" || dtype === "f16") return new Float32Array(bytes.buffer, bytes.byteOffset, count);
     if (dtype === "i32") return new Int32Array(bytes.buffer, bytes.byteOffset, count);
@@ -201,7 +206,8 @@ export class Device {
 
   /** Reads a storage back. */
   readStorage(storage: Storage): Promise<HostArray> {
-    return this.read(this.resident(storage).buffer, storage.dtype, elementCount(storage.shape));
+    const { buffer, offset } = this.resident(storage);
+    return this.read(buffer, storage.dtype, elementCount(storage.shape), offset);
   }
 
   /** The layout of a list of bindings. */

@@ -10,6 +10,7 @@
  */
 import type { Dim, Shape, Sizes } from "./dim.ts";
 import type { DType } from "./dtype.ts";
+import type { Node } from "./node.ts";
 
 /** Element type and sizes of a tensor. */
 export interface TensorType {
@@ -119,6 +120,10 @@ export interface Kernel<P> {
   updates?(call: KernelCall<P>): readonly number[];
   /** Where fusion may splice; `elementwise` wraps the store of the only output, indexed in elements with width 1. */
   readonly slots?: readonly SlotKind[];
+  /**
+   * This op in other nodes, where they are the faster form on a device: same type, same value. Taken before any rule.
+   */
+  expand?(inputs: readonly Node[], params: P, caps: Caps): Node | undefined;
   /**
    * The kernel that does this one's work where its first input is made, if there is one: quantisation in the store of a norm.
    * It takes the producer's inputs and gives this kernel's outputs.

@@ -44,5 +44,6 @@ export { compile, type CompileOptions, Program, type RunValues } from "./program
 export { Readback } from "./readback.ts";
 export { type Rule, type RuleContext, RULES } from "./rules.ts";
 export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp, type ScalarOpName } from "./scalar.ts";
+export { Slabs } from "./slab.ts";
 export { type Resident, Storage } from "./storage.ts";
 export * from "./tensor.ts";

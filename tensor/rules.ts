@@ -5,6 +5,7 @@
  * @module
  */
 import { maxOf } from "./dim.ts";
+import type { Caps } from "./kernel.ts";
 import { kernelNode, type Node, withSources } from "./node.ts";
 
 /** What a rule may ask about the graph. */
@@ -86,8 +87,19 @@ export function reachable(outputs: readonly Node[]): Node[] {
   return [...seen].sort((a, b) => a.id - b.id);
 }
 
-/** Applies every rule to every node, sources first. */
-export function rewriteGraph(outputs: readonly Node[], rules: readonly Rule[] = RULES): Rewritten {
+/** Gives nodes that a rewrite made on the way to `node` places just before its own. */
+function placeBefore(node: Node, position: number, order: Map<Node, number>): void {
+  const made = new Set<Node>(), stack = [...node.src];
+  for (let source = stack.pop(); source; source = stack.pop()) {
+    if (made.has(source) || order.has(source)) continue;
+    made.add(source);
+    stack.push(...source.src);
+  }
+  [...made].sort((a, b) => a.id - b.id).forEach((n, i) => order.set(n, position - 1 + (i + 1) / (made.size + 1)));
+}
+
+/** Lets kernels choose their form on a device, then applies every rule to every node, sources first. */
+export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readonly Rule[] = RULES): Rewritten {
   const nodes = reachable(outputs);
   const readers = new Map<Node, number>();
   for (const node of nodes) for (const source of new Set(node.src)) readers.set(source, (readers.get(source) ?? 0) + 1);
@@ -97,6 +109,7 @@ export function rewriteGraph(outputs: readonly Node[], rules: readonly Rule[] = 
   nodes.forEach((node, position) => {
     let next = withSources(node, node.src.map((source) => replaced.get(source)!));
     if (!readers.has(next)) readers.set(next, context.readers(node));
+    if (next.op === "kernel") next = next.kernel.expand?.(next.src, next.params, caps) ?? next;
     for (const rule of rules) {
       const result = rule.rewrite(next, context);
       if (!result) continue;
@@ -104,6 +117,7 @@ export function rewriteGraph(outputs: readonly Node[], rules: readonly Rule[] = 
       next = result;
     }
     replaced.set(node, next);
+    placeBefore(next, position, order);
     if (!order.has(next)) order.set(next, position);
   });
   return { outputs: outputs.map((node) => replaced.get(node)!), order, applied };

@@ -7,10 +7,12 @@
 import { elementCount, formatShape, type Shape } from "./dim.ts";
 import { bytesPerElement, type DType, type HostArray } from "./dtype.ts";
 
-/** A buffer that was put on a device: one GPUBuffer, read through as many bindings as its size needs. */
+/** A buffer that was put on a device: a range of a GPUBuffer, read through as many bindings as its size needs. */
 export interface Resident {
   /** The device's buffer. */
   readonly buffer: GPUBuffer;
+  /** Where it begins in that buffer: a multiple of 256. */
+  readonly offset: number;
   /** Accounted bytes. */
   readonly bytes: number;
   /** The device that owns it: an identity, compared only. */

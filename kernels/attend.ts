@@ -1,0 +1,35 @@
+/**
+ * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
+ * queries that a GPU would idle. Both give the same bits, so the choice is the device's alone.
+ *
+ * @module
+ */
+import { maxOf } from "../tensor/dim.ts";
+import type { Kernel } from "../tensor/kernel.ts";
+import { kernelNode, type Node } from "../tensor/node.ts";
+import { type AttentionBatch, pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
+import { decodeAttention } from "./decode_attention.ts";
+
+/** Rows that cannot fill a GPU, one workgroup a row and key head. */
+const FEW_ROWS = 16;
+
+/** Paged attention that chooses its form when it is compiled. */
+export const attendKernel: Kernel<PagedAttentionParams> = {
+  ...pagedAttentionKernel,
+  expand([q, keys, values, queryStart, contextLens, blockTables], params, caps) {
+    const rows = maxOf(q!.shape[0]!), sequences = maxOf(contextLens!.shape[0]!);
+    if (caps.cpu || rows > Math.max(FEW_ROWS, 2 * sequences)) return undefined;
+    const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
+    return decodeAttention(q!, keys!, values!, batch, params);
+  },
+};
+
+/**
+ * Causal attention of any mix of prefill and decode rows over a paged cache; see `pagedAttention` for the shapes.
+ *
+ * @returns [T, heads * D] f32.
+ */
+export function attend(q: Node, keys: Node, values: Node, batch: AttentionBatch, params: PagedAttentionParams): Node {
+  const { queryStart, contextLens, blockTables } = batch;
+  return kernelNode(attendKernel, [q, keys, values, queryStart, contextLens, blockTables], params);
+}
