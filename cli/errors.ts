@@ -13,6 +13,13 @@ export class UsageError extends Error {
 /** Exit codes. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
 
+/** Why a file could not be read or written, without the path that the message names already. */
+export function fileErrorText(error: unknown): string {
+  if (error instanceof Deno.errors.NotFound) return "there is no such file or folder";
+  if (error instanceof Deno.errors.IsADirectory) return "it is a folder, give a file";
+  return error instanceof Error ? error.message.replace(/ \(os error \d+\)(: \w+ '.*')?$/, "") : String(error);
+}
+
 /** An error in one line; all of it, with its stack, where `debug` is set. */
 export function errorText(error: unknown, debug: boolean): string {
   if (!(error instanceof Error)) return String(error);

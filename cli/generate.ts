@@ -7,7 +7,7 @@ import type { Chunk, GenerateOptions } from "../serving/request.ts";
 import { EXIT, UsageError } from "./errors.ts";
 import type { CommandContext } from "./context.ts";
 import type { LoadedModel } from "./library.ts";
-import { readAll } from "./lines.ts";
+import { readAll, withoutLineBreak } from "./lines.ts";
 import { loadModel, requestOf, samplingOptions } from "./load.ts";
 import { writeStatistics } from "./statistics.ts";
 
@@ -62,7 +62,7 @@ async function readPrompt({ given, operands, options, terminal }: CommandContext
   if (text === undefined && terminal.stdin.isTerminal) {
     throw new UsageError('generate needs a prompt: write tinyllm generate "Once upon a time", or pipe it in');
   }
-  return checkPrompt(await readAll(terminal.stdin));
+  return checkPrompt(withoutLineBreak(await readAll(terminal.stdin)));
 }
 
 function checkPrompt(text: string): string {

@@ -5,17 +5,17 @@
  */
 import type { Input } from "./terminal.ts";
 
-/** All of standard input, without the line break that ends a file or an `echo`. */
+/** All of standard input. */
 export async function readAll(input: Input): Promise<string> {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: false });
   let text = "";
   for (let bytes = await input.read(); bytes; bytes = await input.read()) {
     text += decoder.decode(bytes, { stream: true });
   }
-  return withoutLineBreak(text + decoder.decode());
+  return text + decoder.decode();
 }
 
-/** `text` without one line break at its end. */
+/** `text` without the one line break that ends a file or an `echo`. */
 export function withoutLineBreak(text: string): string {
   return text.replace(/\r?\n$/, "");
 }

@@ -5,7 +5,7 @@
  * @module
  */
 import type { CommandContext } from "./context.ts";
-import { EXIT, UsageError } from "./errors.ts";
+import { EXIT, fileErrorText, UsageError } from "./errors.ts";
 import type { LoadedModel } from "./library.ts";
 import { readAll } from "./lines.ts";
 import { loadModel } from "./load.ts";
@@ -54,13 +54,16 @@ async function measure(
 ): Promise<PerplexityResult> {
   const { contextLength } = model;
   await using progress = new ProgressLine(terminal);
+  // A window takes seconds on a CPU: Ctrl-C does not wait for its end.
+  const aborted = new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+  aborted.catch(() => {});
   let sum = 0, predicted = 0;
   for (let start = 0; start < ids.length - 1; start += contextLength) {
     signal.throwIfAborted();
     const window = ids.slice(start, start + contextLength);
     if (window.length < 2) break;
     progress.show(`Measuring: ${formatInteger(start)} of ${formatInteger(ids.length)} tokens`);
-    const { mean, count } = await model.nll(window);
+    const { mean, count } = await Promise.race([model.nll(window), aborted]);
     sum += mean * count;
     predicted += count;
   }
@@ -74,9 +77,12 @@ function encode(model: LoadedModel, text: string): number[] {
 }
 
 /** The text as it is; undefined where it is ids. */
-async function readText({ operands, options, terminal }: CommandContext): Promise<string | undefined> {
+async function readText({ given, operands, options, terminal }: CommandContext): Promise<string | undefined> {
   const [file, ...more] = operands;
   if (more.length > 0) throw new UsageError(`perplexity takes one FILE, and was given ${operands.length}`);
+  if (file !== undefined && given.has("tokenIds")) {
+    throw new UsageError("FILE and --token-ids exclude each other: give one of them");
+  }
   if (file === undefined && options.tokenIds !== undefined) return undefined;
   if (file === undefined && terminal.stdin.isTerminal) {
     throw new UsageError("perplexity needs a text: write tinyllm perplexity FILE, or pipe it in");
@@ -85,6 +91,6 @@ async function readText({ operands, options, terminal }: CommandContext): Promis
   try {
     return await terminal.readTextFile(file);
   } catch (cause) {
-    throw new Error(`Cannot read "${file}": ${(cause as Error).message}`, { cause });
+    throw new Error(`Cannot read "${file}": ${fileErrorText(cause)}`, { cause });
   }
 }
