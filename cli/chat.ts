@@ -55,7 +55,9 @@ async function converse(
     const message = await readMessage(readLine);
     if (message.kind === "end") break;
     if (message.kind === "interrupt") {
+      // Who clears what was typed does not mean to leave yet.
       if (message.wasEmpty) interrupts.press();
+      else interrupts.reset();
       if (interrupts.leaving) return EXIT.interrupted;
       continue;
     }

@@ -5,7 +5,7 @@
  */
 import { findOption, setOption } from "./arguments.ts";
 import { type Conversation, conversationText, parseConversation } from "./conversation.ts";
-import { UsageError } from "./errors.ts";
+import { fileErrorText, UsageError } from "./errors.ts";
 import type { LoadedModel } from "./library.ts";
 import { nearest } from "./nearest.ts";
 import { type NamedOption, OPTION_ROWS, type Options } from "./options.ts";
@@ -82,7 +82,10 @@ export const CHAT_COMMANDS: readonly ChatCommand[] = [
     help: "write the conversation to a file",
     async run({ conversation, model, terminal }, path) {
       if (path === "") throw new UsageError("/save needs a file: write /save FILE");
-      await terminal.writeTextFile(path, conversationText(conversation, model.name));
+      const text = conversationText(conversation, model.name);
+      await terminal.writeTextFile(path, text).catch((cause) => {
+        throw new Error(`Cannot save to "${path}": ${fileErrorText(cause)}`, { cause });
+      });
       return { text: `Saved ${messageCount(conversation)} to ${path}` };
     },
   },
@@ -92,7 +95,10 @@ export const CHAT_COMMANDS: readonly ChatCommand[] = [
     help: "go on with a conversation that was saved",
     async run({ conversation, terminal }, path) {
       if (path === "") throw new UsageError("/load needs a file: write /load FILE");
-      const loaded = parseConversation(await terminal.readTextFile(path), path);
+      const text = await terminal.readTextFile(path).catch((cause) => {
+        throw new Error(`Cannot load "${path}": ${fileErrorText(cause)}`, { cause });
+      });
+      const loaded = parseConversation(text, path);
       conversation.system = loaded.system;
       conversation.messages = loaded.messages;
       return { text: `Loaded ${messageCount(conversation)} from ${path}` };
@@ -108,9 +114,9 @@ export const CHAT_COMMANDS: readonly ChatCommand[] = [
  */
 export async function runChatCommand(session: ChatSession, line: string): Promise<{ text?: string; next?: Next }> {
   const [, name = "", argument = ""] = /^\/(\S*)\s*([^]*)$/.exec(line) ?? [];
-  const command = CHAT_COMMANDS.find(({ names }) => names.includes(name));
+  const command = CHAT_COMMANDS.find(({ names }) => names.includes(name.toLowerCase()));
   if (command) return await command.run(session, argument.trim());
-  const near = nearest(name, CHAT_COMMANDS.flatMap(({ names }) => names));
+  const near = name === "" ? undefined : nearest(name, CHAT_COMMANDS.flatMap(({ names }) => names));
   throw new UsageError(
     `Unknown command /${name}: ${near === undefined ? "/help lists them" : `did you mean /${near}?`}`,
   );
