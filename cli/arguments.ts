@@ -99,6 +99,10 @@ function readFlag(command: CommandName | undefined, word: string): Flag {
 
 function unknownFlag(command: CommandName | undefined, name: string): UsageError {
   const rows = OPTION_ROWS.filter((row) => command === undefined || row.commands.includes(command));
+  const letter = BY_NAME.get(name.slice(0, 2));
+  if (!name.startsWith("--") && letter?.value) {
+    return new UsageError(`Unknown flag ${name}: did you mean ${name.slice(0, 2)} ${name.slice(2)}?`);
+  }
   const near = nearest(name, rows.flatMap(spellings).filter((spelling) => spelling.startsWith("--")));
   const remedy = near === undefined ? "text that begins with a dash goes behind --" : `did you mean ${near}?`;
   return new UsageError(`Unknown flag ${name}: ${remedy}`);
@@ -110,9 +114,9 @@ function nextValue(row: NamedOption, name: string, next: string | undefined): st
   throw new UsageError(`${name} needs a value: write ${name} ${row.value!.placeholder}`);
 }
 
-/** The row of a flag's name, with or without its dashes. */
+/** The row of a flag's name or letter, with or without its dashes. */
 export function findOption(name: string): NamedOption | undefined {
-  return BY_NAME.get(name) ?? BY_NAME.get(`--${name}`);
+  return BY_NAME.get(name) ?? BY_NAME.get(`--${name}`) ?? BY_NAME.get(`-${name}`);
 }
 
 /**

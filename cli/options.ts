@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { choice, integer, logitBias, number, text, texts, tokenIds, type ValueReader } from "./values.ts";
+import { choice, integer, logitBias, number, share, text, texts, tokenIds, type ValueReader } from "./values.ts";
 
 /** The commands. */
 export type CommandName = "generate" | "chat" | "perplexity" | "show" | "devices";
@@ -157,7 +157,7 @@ export const OPTIONS: OptionTable = {
   },
   topP: {
     flag: "top-p",
-    value: number(0, 1),
+    value: share,
     group: "Sampling",
     commands: TEXT,
     help: "draw from the fewest tokens that are X likely together; 1 keeps all",

@@ -50,6 +50,16 @@ export function number(least: number, most: number = Infinity): ValueReader<numb
   return { placeholder: "X", read: (value) => readNumber(value, least, most, "a number") };
 }
 
+/** A part of the whole: above 0, up to 1. */
+export const share: ValueReader<number> = {
+  placeholder: "X",
+  read(value) {
+    const part = readNumber(value, 0, 1, "a number");
+    if (part === 0) throw new Error(`needs a number above 0, up to 1, and was given "${value}"`);
+    return part;
+  },
+};
+
 /** Token ids, with commas or spaces between them. */
 export const tokenIds: ValueReader<readonly number[]> = {
   placeholder: "IDS",
@@ -87,6 +97,8 @@ function readNumber(value: string, least: number, most: number, kind: string): n
   if (Number.isFinite(result) && result >= least && result <= most && (!whole || Number.isSafeInteger(result))) {
     return result;
   }
-  const range = most >= Number.MAX_SAFE_INTEGER ? `of at least ${least}` : `from ${least} to ${most}`;
+  // An upper limit that hardly anyone meets is named to those who do.
+  const open = most >= Number.MAX_SAFE_INTEGER && !(result > Number.MAX_SAFE_INTEGER);
+  const range = open ? `of at least ${least}` : `from ${least} to ${Math.min(most, Number.MAX_VALUE)}`;
   throw new Error(`needs ${kind} ${range}, and was given "${value}"`);
 }
