@@ -30,6 +30,7 @@ export async function loadModel(context: CommandContext): Promise<LoadedModel> {
   const signal = interrupts.begin();
   try {
     await using progress = new ProgressLine(terminal);
+    if (options.model !== undefined) progress.show(`Looking for ${options.model}`);
     const { loadModel } = await context.library();
     const onProgress = progress.update.bind(progress);
     return await loadModel(options.model, { ...loadOptions(options), onProgress, signal });

@@ -51,6 +51,7 @@ async function open(
 ): Promise<Source> {
   const signal = interrupts.begin();
   await using progress = new ProgressLine(terminal);
+  if (name !== undefined) progress.show(`Looking for ${name}`);
   return await library.openSource(name, {
     ...(options.revision !== undefined && { revision: options.revision }),
     onProgress: progress.update.bind(progress),
@@ -60,6 +61,12 @@ async function open(
 
 async function reportOf(library: Library, source: Source, options: Options): Promise<ModelReport> {
   const config = await readConfig(source);
+  const { contextLength = 0 } = options;
+  if (contextLength > config.contextLength) {
+    throw new Error(
+      `Cannot show a context of ${contextLength}: ${source.name} was made for ${config.contextLength}, give that or less`,
+    );
+  }
   const checkpoint = await openCheckpoint(source);
   const tokenizerConfig = await readJson(source, "tokenizer_config.json") as { chat_template?: unknown } | undefined;
   return {
