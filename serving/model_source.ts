@@ -4,7 +4,7 @@
  * @module
  */
 import { fileSource } from "../model/deno/file_source.ts";
-import { downloadModel, type DownloadProgress, isHubId } from "../model/deno/hub.ts";
+import { downloadModel, type DownloadProgress, HubError, isHubId } from "../model/deno/hub.ts";
 import type { Source } from "../model/source.ts";
 import type { LoadOptions, LoadProgress } from "./model.ts";
 import { storyModelFolder } from "./story_model.ts";
@@ -39,20 +39,28 @@ export async function openNamed(source: string | Source | undefined, options: Lo
   if (source === undefined) {
     return { name: "the story model", source: fileSource(await storyModelFolder({ onProgress, signal })) };
   }
-  if (typeof source !== "string") return { name: source.name, source };
+  if (typeof source !== "string") {
+    if (typeof source?.readText === "function") return { name: source.name, source };
+    throw new TypeError(`Cannot load ${Deno.inspect(source)}: give a folder, a Hugging Face id or a Source`);
+  }
   const name = source.replace(/(?<=.)\/+$/, "");
-  if (await isFolder(name)) return { name, source: fileSource(name) };
+  const kind = await kindOf(name);
+  if (kind === "folder") return { name, source: fileSource(name) };
+  if (kind === "file") throw new Error(`Cannot load "${source}": it is a file, give the folder that holds it`);
   if (!isHubId(name)) {
     throw new Error(
-      `Cannot load ${
-        JSON.stringify(source)
-      }: there is no such folder, and it is no Hugging Face id such as "Qwen/Qwen2-0.5B-Instruct"`,
+      `Cannot load "${source}": there is no such folder, and it is no Hugging Face id such as "Qwen/Qwen2-0.5B-Instruct"`,
     );
   }
   const folder = await downloadModel(name, {
     ...(revision !== undefined && { revision }),
     ...(signal && { signal }),
     ...(onProgress && { onProgress: (progress: DownloadProgress) => onProgress(downloadProgress(progress)) }),
+  }).catch((cause) => {
+    if (!(cause instanceof HubError)) throw cause;
+    // A folder may have been meant, and its name misspelt.
+    cause.message += `. There is no folder "${source}" here either.`;
+    throw cause;
   });
   return { name, source: fileSource(folder) };
 }
@@ -61,11 +69,11 @@ function downloadProgress(progress: DownloadProgress): LoadProgress {
   return { phase: "download", ...progress };
 }
 
-async function isFolder(path: string): Promise<boolean> {
+async function kindOf(path: string): Promise<"folder" | "file" | undefined> {
   try {
-    return (await Deno.stat(path)).isDirectory;
+    return (await Deno.stat(path)).isDirectory ? "folder" : "file";
   } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound || cause instanceof Deno.errors.NotADirectory) return false;
+    if (cause instanceof Deno.errors.NotFound || cause instanceof Deno.errors.NotADirectory) return undefined;
     throw cause;
   }
 }
