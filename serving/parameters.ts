@@ -93,7 +93,7 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
     }
   }
   if (stopsOf(options).some((stop) => typeof stop !== "string" || stop === "")) {
-    throw new RangeError("Cannot generate: a stop string is empty, give at least one character");
+    throw new RangeError("Cannot generate: a stop string is empty or no text, give at least one character");
   }
   checkTokenIds(options.stopTokenIds ?? [], vocabSize, "stopTokenIds");
   const bias = Object.entries(options.logitBias ?? {});
@@ -124,7 +124,7 @@ function biasOf({ logitBias }: SamplingOptions): Pick<SequenceSampling, "logitBi
 }
 
 function stopsOf({ stop = [] }: SamplingOptions): readonly string[] {
-  return typeof stop === "string" ? [stop] : stop;
+  return Array.isArray(stop) ? stop : [stop as string];
 }
 
 function randomSeed(): number {

@@ -37,6 +37,9 @@ export function encodePrompt(options: GenerateOptions, model: PromptEncoder): nu
 
 function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder): number[] {
   const { name, tokenizer, chatTemplate } = model;
+  if (prompt !== undefined && typeof prompt !== "string") {
+    throw new TypeError(`Cannot generate: prompt is ${prompt}, give text`);
+  }
   if (!tokenizer) throw new Error(`Cannot generate from text: ${name} has no tokenizer, give tokens (ids) instead`);
   if (prompt !== undefined) {
     // A text that brings its own beginning-of-sequence token does not get a second one.
@@ -45,6 +48,9 @@ function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder)
   }
   if (!chatTemplate) {
     throw new Error(`Cannot generate from messages: ${name} has no chat template, give prompt instead`);
+  }
+  if (!(Array.isArray(messages) && messages.every((message) => typeof message?.role === "string"))) {
+    throw new TypeError('Cannot generate: messages is no list of messages, give [{ role: "user", content: "…" }]');
   }
   return tokenizer.encode(chatTemplate.render(messages!, { addGenerationPrompt: true }));
 }
