@@ -238,7 +238,7 @@ export const OPTIONS: OptionTable = {
     group: "Engine",
     commands: MODEL,
     help: "longest context, prompt and answer, in tokens",
-    default: "the model's",
+    default: "the model's own or 4096, whichever is less",
   },
   precision: {
     flag: "precision",

@@ -7,7 +7,7 @@ import type { LoadProgress } from "./library.ts";
 import { formatBytes, type Style, styleOf } from "./style.ts";
 import type { Terminal } from "./terminal.ts";
 
-const VERBS = { download: "Downloading", load: "Loading", compile: "Compiling" } as const;
+const VERBS = { download: "Downloading", load: "Loading" } as const;
 const BAR = 24;
 const EIGHTHS = " ▏▎▍▌▋▊▉";
 /** Ten frames a second: more costs time on a slow connection. */
@@ -71,8 +71,7 @@ export function progressText(files: readonly LoadProgress[], width: number): str
   const share = total > 0 ? Math.min(1, received / total) : 0;
   const parts = [VERBS[phase], bar(share), `${Math.floor(share * 100)}%`.padStart(4)];
   const rate = sum((file) => file.received < file.total ? file.bytesPerSecond ?? 0 : 0);
-  if (phase === "compile") parts.push(`${received} of ${total} kernels`);
-  else parts.push(` ${formatBytes(received)} of ${formatBytes(total)}`);
+  parts.push(` ${formatBytes(received)} of ${formatBytes(total)}`);
   if (rate > 0) parts.push(` ${formatBytes(rate)}/s`);
   const eta = Math.max(0, ...files.map((file) => file.etaSeconds ?? 0));
   if (eta > 0 && Number.isFinite(eta)) parts.push(` ${formatDuration(eta)} left`);

@@ -11,8 +11,8 @@ Deno.test("progress: files that come at once are one bar, cut to the width", () 
   assertEquals(progressText(files, 100), `Downloading ${bar}  25%  5.00 MB of 20.0 MB  2.00 MB/s  1:15 left`);
   assertEquals(progressText(files, 50), `Downloading ${bar}  25%`);
   assertEquals(
-    progressText([{ phase: "compile", received: 3, total: 4 }], 80),
-    `Compiling ${"█".repeat(18).padEnd(24)}  75% 3 of 4 kernels`,
+    progressText([{ phase: "load", received: 3e6, total: 4e6 }], 80),
+    `Loading ${"█".repeat(18).padEnd(24)}  75%  3.00 MB of 4.00 MB`,
   );
 });
 

@@ -11,10 +11,10 @@ import type { Chunk, Completion, GenerateOptions } from "./request.ts";
 /** How far loading has come. */
 export interface LoadProgress {
   /** What is going on. */
-  phase: "download" | "load" | "compile";
+  phase: "download" | "load";
   /** The file it is about. */
   file?: string;
-  /** Bytes so far; programs, while compiling. */
+  /** Bytes so far. */
   received: number;
   /** Bytes in all, 0 where that is not known. */
   total: number;
