@@ -1,0 +1,80 @@
+/**
+ * Times what a person waits for: from starting `tinyllm generate` to the first byte of its answer. Usage:
+ * `deno task bench:first-token [--cold] [--runs=5] [model]`
+ *
+ * A warm run finds its modules and shaders in the caches that the run before it left. With `--cold`, each run gets a new
+ * `DENO_DIR`, and so compiles every module again, and a new cache of Mesa's shaders; npm packages stay where they are, for
+ * downloading them would time the network. The system's own cache of files is warm in both.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli";
+
+/** Starts the program, and waits for the first byte. */
+async function firstByteMilliseconds(model: readonly string[], environment: Record<string, string>): Promise<number> {
+  const start = performance.now();
+  await using child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "cli.ts", "generate", "-n", "1", ...model, "Once upon a time"],
+    cwd: new URL("../", import.meta.url),
+    env: environment,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const reader = child.stdout.getReader();
+  const first = await reader.read();
+  const elapsed = performance.now() - start;
+  while (!(await reader.read()).done);
+  const errors = await child.stderr.text();
+  const { code } = await child.status;
+  if (code !== 0 || first.done) throw new Error(`Cannot time the first token: generate ended with ${code}: ${errors}`);
+  return elapsed;
+}
+
+/** Times a run that finds nothing compiled. */
+async function coldMilliseconds(model: readonly string[], denoDir: string): Promise<number> {
+  const folder = await Deno.makeTempDir({ prefix: "tinyllm-cold-" });
+  try {
+    await Deno.mkdir(`${folder}/deno`);
+    await Deno.symlink(`${denoDir}/npm`, `${folder}/deno/npm`);
+    return await firstByteMilliseconds(model, {
+      DENO_DIR: `${folder}/deno`,
+      MESA_SHADER_CACHE_DIR: `${folder}/mesa`,
+      XDG_CACHE_HOME: `${folder}/cache`,
+    });
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+/** Where this Deno keeps what it downloaded and compiled. */
+async function findDenoDir(): Promise<string> {
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
+  return JSON.parse(new TextDecoder().decode(stdout)).denoDir;
+}
+
+async function main(args: string[]): Promise<void> {
+  const { cold, runs, _: [name] } = parseArgs(args, {
+    boolean: ["cold"],
+    string: ["runs", "_"],
+    default: { runs: "5" },
+  });
+  if (!(Number(runs) >= 1)) throw new Error(`Cannot time ${runs} runs: give --runs=N with N of at least 1`);
+  const model = name === undefined ? [] : ["-m", name];
+  const denoDir = cold ? await findDenoDir() : "";
+  if (!cold) await firstByteMilliseconds(model, {}); // leaves the caches warm
+  const times: number[] = [];
+  for (let run = 0; run < Number(runs); run++) {
+    times.push(cold ? await coldMilliseconds(model, denoDir) : await firstByteMilliseconds(model, {}));
+  }
+  times.sort((a, b) => a - b);
+  const [median, min, max] = [times[times.length >> 1]!, times[0]!, times.at(-1)!].map(Math.round);
+  console.log(
+    JSON.stringify({ bench: "first-token", model: name ?? "stories", cold, runs: times.length, median, min, max }),
+  );
+  console.error(
+    `First byte after ${median} ms, from ${min} to ${max}, over ${times.length} ${cold ? "cold" : "warm"} runs`,
+  );
+}
+
+if (import.meta.main) await main(Deno.args);
