@@ -50,20 +50,30 @@ function floorsRule(context: Deno.lint.RuleContext): Deno.lint.LintVisitor {
 function portableRule(context: Deno.lint.RuleContext): Deno.lint.LintVisitor {
   const file = fromRoot(context.filename);
   if (!mustRunInBrowser(file)) return {};
+  const report = (node: Deno.lint.Node): void => {
+    const message =
+      `${file} uses the Deno global, and is to run in a browser: take a Source, or move it to model/deno/`;
+    context.report({ node, message });
+  };
   return {
+    Identifier(node) {
+      if (node.name === "Deno" && !isName(node)) report(node);
+    },
+    // What `globalThis.Deno` holds as an identifier is the name of a property, and as a string no identifier at all.
     MemberExpression(node) {
       const { object, property } = node;
-      const direct = object.type === "Identifier" && object.name === "Deno";
-      const indirect = object.type === "Identifier" && object.name === "globalThis" &&
-        (property.type === "Identifier" ? property.name : literalText(property)) === "Deno";
-      if (direct || indirect) {
-        context.report({
-          node,
-          message: `${file} uses the Deno global, and is to run in a browser: take a Source, or move it to model/deno/`,
-        });
-      }
+      if (object.type !== "Identifier" || object.name !== "globalThis") return;
+      if ((property.type === "Identifier" ? property.name : literalText(property)) === "Deno") report(node);
     },
   };
+}
+
+/** Whether an identifier only names a property or an export, as in `runtime.Deno` and `{ Deno: 1 }`. */
+function isName(node: Deno.lint.Identifier): boolean {
+  const { parent } = node;
+  if (parent.type === "MemberExpression") return !parent.computed && parent.property === node;
+  if (parent.type === "Property") return !parent.computed && parent.key === node;
+  return parent.type === "TSQualifiedName" && parent.right === node;
 }
 
 /** The plugin that `deno.json` names. */

@@ -61,3 +61,19 @@ Deno.test("portable: tensor/, kernels/ and model/ leave Deno alone, but for mode
     assertEquals(lint(file, `Deno.exit(0);`), [], file);
   }
 });
+
+Deno.test("portable: every use of Deno counts, a property of that name does not", () => {
+  const uses = [
+    `const { env } = Deno;`,
+    `if (typeof Deno === "undefined") throw 0;`,
+    `const d = { Deno };`,
+    `f(Deno);`,
+    `type Info = Deno.FileInfo;`,
+    `globalThis["Deno"];`,
+    `const { Deno } = globalThis;`,
+  ];
+  for (const use of uses) assertEquals(lint("model/a.ts", use).length, 1, use);
+  for (const name of [`runtime.Deno;`, `const d = { Deno: 1 };`, `"Deno"; // Deno`]) {
+    assertEquals(lint("model/a.ts", name), [], name);
+  }
+});
