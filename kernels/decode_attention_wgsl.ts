@@ -1,9 +1,8 @@
 /**
  * The WGSL of split attention: partial results of tiles, and their merge. The stages are those of `attention_wgsl.ts`.
  *
- * A tile's work is laid out for latency: a lane owns one key, loads all of it and a share of its value at once, and puts the
- * value into workgroup memory as stored, so that a tile waits for the pools once. Then a lane owns some features of a
- * head and adds key after key.
+ * A tile waits for the pools once: its lanes load neighbouring words of keys and values together, and pass them on through
+ * workgroup memory. There a lane owns one key for the scores, and then some features of a head, adding key after key.
  *
  * @module
  */
@@ -48,7 +47,7 @@ export interface DecodeLayout {
   /** Whether the pools are read as words of two halves, eight features a load rather than four. */
   readonly packedKeys: boolean;
   readonly packedValues: boolean;
-  /** Keys whose values are in workgroup memory at a time; all of a tile are loaded along with the keys. */
+  /** Keys that workgroup memory holds at a time, as stored. */
   readonly staged: number;
   /** Maxima of a line over parts of a tile. */
   readonly maxima: number;
@@ -57,17 +56,15 @@ export interface DecodeLayout {
 const repeat = (count: number, text: (i: number) => string): string =>
   Array.from({ length: count }, (_, i) => text(i)).join("");
 
-const sequence = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
-
 /** Chooses the layout of a call on a device. */
 export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Caps): DecodeLayout {
   const { rows, heads, kvHeads, headDim } = sizesOf(call), group = heads / kvHeads, { params } = call;
-  // Few rows leave processors without work: smaller shares then, though each reads the keys of its own.
-  const few = maxOf(rows) <= 8;
+  // Few rows leave processors without work: smaller shares then, though each reads the keys of its own. Figures: an H100.
+  const few = maxOf(rows) * kvHeads <= 16;
   const most = params.headsPerShare ?? (few ? 4 : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
-  const width = params.width ?? (few ? 2 : 4);
-  const wanted = params.lanes ?? Math.min(few ? 512 : 256, TILE * Math.ceil(lines * headDim / width / TILE));
+  const width = params.width ?? 4;
+  const wanted = params.lanes ?? (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
   const lanes = Math.max(TILE, Math.min(wanted, caps.maxInvocations - caps.maxInvocations % TILE));
   const splits = lanes / TILE;
   const packed = (input: number): boolean => call.inputs[input]!.dtype === "f16" && caps.f16 && headDim % 8 === 0;
@@ -75,6 +72,7 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
   const valueBytes = headDim * (packedValues ? 2 : 4);
   const room = caps.workgroupMemory - 4 * linesPerSplit * splits * (headDim + TILE + 16) - 1024;
   let staged = TILE;
+  if (packedValues !== packed(1)) staged /= 2;
   while (staged > 8 && staged * valueBytes > room) staged /= 2;
   return {
     lines,
@@ -112,83 +110,124 @@ function seenWgsl(sequences: Dim): string {
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 }
 
-/** WGSL of eight or four features as they are stored, and of four of them as f32. */
-const four = (packed: boolean, unit: string, half: number): string =>
-  packed ? `vec4f(unpack2x16float(${unit}.${"xz"[half]}), unpack2x16float(${unit}.${"yw"[half]}))` : unit;
-
-/** Where lies value unit `unit` of key `key`: rotated within a row, so that lanes of neighbouring keys use all banks. */
-function stagedRow(headDim: number, { packedValues, width }: DecodeLayout): {
-  units: number;
-  mask: number;
-  parts: number;
-} {
-  const units = headDim / (packedValues ? 8 : 4);
-  return { units, mask: Math.min(8, units & -units) - 1, parts: (packedValues ? 8 : 4) / width };
+/** Elements of workgroup memory that hold a row of keys or values, `width` features each. */
+interface StagedRow {
+  /** Loads of a row, and elements of a load. */
+  readonly units: number;
+  readonly parts: number;
+  readonly elements: number;
+  /** Element e of key k lies at e ^ (k & mask), so that lanes which read one feature of different keys use all banks. */
+  readonly mask: number;
 }
 
-/** WGSL that puts a unit of values into workgroup memory, `width` features an element. */
-function stageWgsl(key: string, unit: string, value: string, headDim: number, layout: DecodeLayout): string {
-  const { units, mask, parts } = stagedRow(headDim, layout);
-  const piece = (i: number) =>
-    parts === 1 ? value : `${value}.${(parts === 2 ? ["xy", "zw"] : ["x", "y", "z", "w"])[i]}`;
-  return `{
-        let at = (${key} * ${units}u + (${unit} ^ (${key} & ${mask}u))) * ${parts}u;
-        ${repeat(parts, (i) => `staged[at + ${i}u] = ${piece(i)}; `)}
-      }
-      `;
-}
-
-/** Units of keys that a lane holds at a time. */
-const heldUnits = 16;
-
-/** WGSL of a lane's scores: its key against the lines of its split; values are loaded along with it. */
-function scoresWgsl(layout: DecodeLayout, headDim: number): string {
-  const { packedKeys, linesPerSplit, splits, staged } = layout;
-  const units = headDim / (packedKeys ? 8 : 4), padded = linesPerSplit * splits;
-  const valueUnits = stagedRow(headDim, layout).units, own = Math.ceil(valueUnits / splits);
-  const line = (i: number, at: number, k: string) =>
-    `s${i} = fma(queries[${at * padded + i}u + first_line], ${k}, s${i}); `;
-  const batch = (from: number) => {
-    const count = Math.min(heldUnits, units - from);
-    return `
-      ${from > 0 ? loads(from, count) : ""}
-      ${
-      repeat(count, (c) =>
-        repeat(packedKeys ? 2 : 1, (half) =>
-          `{
-        let k = ${four(packedKeys, `k${from + c}`, half)};
-        ${repeat(linesPerSplit, (i) => line(i, (from + c) * (packedKeys ? 2 : 1) + half, "k"))}
-      }
-      `))
-    }`;
+function stagedRow(headDim: number, packed: boolean, width: number): StagedRow {
+  const perUnit = packed ? 8 : 4, elements = headDim / width;
+  const banks = 128 / (width * (packed ? 2 : 4));
+  return {
+    units: headDim / perUnit,
+    parts: perUnit / width,
+    elements,
+    mask: Math.min(banks, elements & -elements) - 1,
   };
-  const loads = (from: number, count: number) =>
-    repeat(count, (c) => `let k${from + c} = keys(key_at + ${from + c}u); `);
-  // One value unit after another of the lanes that share a key.
-  const unit = (c: number) => splits === 1 ? `${c}u` : `min(${c * splits}u + split, ${valueUnits - 1}u)`;
-  const values = staged < TILE ? "" : sequence(Math.ceil(own / heldUnits)).map((b) => {
-    const some = sequence(Math.min(heldUnits, own - b * heldUnits)).map((c) => b * heldUnits + c);
-    return some.map((c) => `let v${c} = values(value_at + ${unit(c)}); `).join("") + "\n      " +
-      some.map((c) => stageWgsl("key", unit(c), `v${c}`, headDim, layout)).join("");
-  }).join("");
+}
+
+/** WGSL that puts a load into workgroup memory. */
+function stageWgsl(key: string, unit: string, value: string, { parts, elements, mask }: StagedRow): string {
+  const piece = (i: number) => parts === 1 ? value : `${value}.${(parts === 2 ? ["xy", "zw"] : [..."xyzw"])[i]}`;
+  return repeat(
+    parts,
+    (i) =>
+      `staged[(${key}) * ${elements}u + (((${unit}) * ${parts}u + ${i}u) ^ ((${key}) & ${mask}u))] = ${piece(i)};
+      `,
+  );
+}
+
+/** WGSL of one staged element as f32. */
+function unstage(at: string, { packedValues, width }: DecodeLayout): string {
+  return !packedValues
+    ? `staged[${at}]`
+    : width === 2
+    ? `unpack2x16float(staged[${at}])`
+    : `unpack_four(staged[${at}])`;
+}
+
+/** WGSL of a lane's scores: four features of its key at a time, which `feature` gives, against the lines of its split. */
+function scoresWgsl({ linesPerSplit, splits }: DecodeLayout, headDim: number, feature: (at: number) => string): string {
+  const each = (text: (i: number) => string) => repeat(linesPerSplit, text);
+  const line = (i: number, at: number) =>
+    `s${i} = fma(queries[${at * linesPerSplit * splits + i}u + first_line], k, s${i}); `;
   return `
-      let key_at = slot * ${units}u;
-      let value_at = slot * ${valueUnits}u;
-      ${loads(0, Math.min(heldUnits, units))}
-      ${values}
-      ${staged < TILE ? "if (split == 0u) { value_addresses[key] = value_at; }" : ""}
-      workgroupBarrier();
-      ${repeat(linesPerSplit, (i) => `var s${i} = vec4f(); `)}
-      ${sequence(Math.ceil(units / heldUnits)).map((b) => batch(b * heldUnits)).join("")}
+      ${each((i) => `var s${i} = vec4f(); `)}
       ${
-    repeat(linesPerSplit, (i) =>
-      `let score${i} = select(${LOWEST}, (s${i}.x + s${i}.y) + (s${i}.z + s${i}.w), key < n);
+    repeat(headDim / 4, (at) =>
+      `{
+        ${feature(at)}
+        ${each((i) => line(i, at))}
+      }
       `)
+  }
+      ${
+    each((i) =>
+      `let score${i} = select(${LOWEST}, (s${i}.x + s${i}.y) + (s${i}.z + s${i}.w), key < n);
+      `
+    )
   }`;
 }
 
+/**
+ * WGSL of scores where a tile of keys, then of values, fits workgroup memory: lanes load neighbouring words of both at once;
+ * values wait in registers for their turn.
+ */
+function stagedScoresWgsl(layout: DecodeLayout, headDim: number): { scores: string; values: string } {
+  const { lanes, width, packedValues } = layout, row = stagedRow(headDim, packedValues, width);
+  const loads = Math.ceil(TILE * row.units / lanes);
+  const place = (c: number) => `
+      let place${c} = min(lane + ${c * lanes}u, ${TILE * row.units - 1}u);
+      let key${c} = place${c} / ${row.units}u;
+      let unit${c} = place${c} % ${row.units}u;
+      let from${c} = addresses[key${c}] + unit${c};`;
+  const each = (text: (c: number) => string) => repeat(loads, text);
+  const element = (at: number) => unstage(`key_row + (${at}u ^ key_mask)`, layout);
+  const scores = `
+      if (split == 0u) { addresses[key] = slot * ${row.units}u; }
+      workgroupBarrier();
+      ${each(place)}
+      ${each((c) => `let k${c} = keys(from${c}); `)}
+      ${each((c) => `let v${c} = values(from${c}); `)}
+      ${each((c) => stageWgsl(`key${c}`, `unit${c}`, `k${c}`, row))}
+      workgroupBarrier();
+      let key_row = key * ${row.elements}u;
+      let key_mask = key & ${row.mask}u;
+      ${
+    scoresWgsl(layout, headDim, (at) =>
+      width === 4 ? `let k = ${element(at)};` : `let k = vec4f(${element(2 * at)}, ${element(2 * at + 1)});`)
+  }`;
+  return { scores, values: each((c) => stageWgsl(`key${c}`, `unit${c}`, `v${c}`, row)) };
+}
+
+/** WGSL of scores where a tile of keys does not fit: each lane reads all of its key. */
+function directScoresWgsl(layout: DecodeLayout, headDim: number): { scores: string; values: string } {
+  const { packedKeys, packedValues, width } = layout, units = headDim / (packedKeys ? 8 : 4);
+  const packed = (at: number) =>
+    (at & 1) === 0
+      ? `let k = vec4f(unpack2x16float(pair${at >> 1}.x), unpack2x16float(pair${at >> 1}.y));`
+      : `let k = vec4f(unpack2x16float(pair${at >> 1}.z), unpack2x16float(pair${at >> 1}.w));`;
+  const scores = `
+      let key_at = slot * ${units}u;
+      if (split == 0u) { addresses[key] = slot * ${stagedRow(headDim, packedValues, width).units}u; }
+      workgroupBarrier();
+      ${packedKeys ? repeat(units, (c) => `let pair${c} = keys(key_at + ${c}u); `) : ""}
+      ${scoresWgsl(layout, headDim, (at) => packedKeys ? packed(at) : `let k = keys(key_at + ${at}u);`)}`;
+  return { scores, values: "" };
+}
+
 /** WGSL that turns scores into weights in workgroup memory, through the maxima of lines over the tile. */
-function weightsWgsl({ linesPerSplit, splits, lanes, maxima }: DecodeLayout, exponent: number, caps: Caps): string {
+function weightsWgsl(
+  { linesPerSplit, splits, lanes, maxima }: DecodeLayout,
+  exponent: number,
+  caps: Caps,
+  values: string,
+): string {
   const each = (text: (i: number) => string) => repeat(linesPerSplit, text);
   const weightAt = (i: number) => `weights[((first_line + ${i}u) << 5u) + (key >> 2u)][key & 3u]`;
   const parts = caps.subgroups
@@ -209,6 +248,7 @@ function weightsWgsl({ linesPerSplit, splits, lanes, maxima }: DecodeLayout, exp
   return `
       ${parts}
       workgroupBarrier();
+      ${values}
       ${
     each((i) =>
       `{
@@ -223,31 +263,40 @@ function weightsWgsl({ linesPerSplit, splits, lanes, maxima }: DecodeLayout, exp
 
 /** WGSL that adds the values of staged keys, eight at a time, to the lane's sums. */
 function addValuesWgsl(layout: DecodeLayout, headDim: number): string {
-  const { slots, width, packedValues, staged } = layout, { units, mask, parts } = stagedRow(headDim, layout);
-  const vector = `vec${width}f`, row = units * parts;
-  const value = (at: string) =>
-    !packedValues ? `staged[${at}]` : width === 2 ? `unpack2x16float(staged[${at}])` : `unpack_four(staged[${at}])`;
+  const { slots, width, packedValues, staged } = layout;
+  const { elements, mask } = stagedRow(headDim, packedValues, width);
+  const whole = staged === TILE, vector = `vec${width}f`;
+  // Sums of one feature for several heads share what they read.
+  const shared = layout.lanes % (headDim / width) === 0;
+  const value = (s: number, u: number) => unstage(`first + ${u * elements}u + (at${s} ^ ${u & mask}u)`, layout);
+  const take = (s: number, u: number) =>
+    `{
+            let p = ${u < 4 ? "low" : "high"}${s}.${"xyzw"[u & 3]};
+            total${s} += p;
+            sum${s} = fma(${vector}(p), ${shared ? "value" : value(s, u)}, sum${s});
+          }
+          `;
+  const key = (u: number) =>
+    `{
+          ${shared ? `let value = ${value(0, u)};` : ""}
+          ${repeat(slots, (s) => take(s, u))}
+          }
+          `;
   const slot = (s: number) => `
           let low${s} = weights[(line${s} << 5u) + (j >> 2u)];
           let high${s} = weights[(line${s} << 5u) + (j >> 2u) + 1u];
-          ${
-    repeat(8, (u) =>
-      `{
-            let p = ${u < 4 ? "low" : "high"}${s}.${"xyzw"[u & 3]};
-            total${s} += p;
-            sum${s} = fma(${vector}(p), ${value(`first + ${u * row}u + (at${s} ^ ${(u & mask) * parts}u)`)}, sum${s});
-          }
-          `)
-  }`;
-  return `for (var j = ${staged < TILE ? "j0" : "0u"}; j < ${staged < TILE ? "end" : "padded"}; j += 8u) {
-          let first = ${staged < TILE ? "(j - j0)" : "j"} * ${row}u;
+          let at${s} = feature${s} ^ (row_of_j & ${mask}u);`;
+  return `for (var j = ${whole ? "0u" : "j0"}; j < ${whole ? "padded" : "end"}; j += 8u) {
+          let row_of_j = ${whole ? "j" : "j - j0"};
+          let first = row_of_j * ${elements}u;
           ${repeat(slots, slot)}
+          ${repeat(8, key)}
         }`;
 }
 
 /** WGSL of the weighted values of a tile; values that do not fit workgroup memory come in several goes. */
 function valuesWgsl(layout: DecodeLayout, headDim: number): string {
-  const { slots, width, staged, lanes } = layout, { units } = stagedRow(headDim, layout);
+  const { slots, width, staged, lanes, packedValues } = layout, row = stagedRow(headDim, packedValues, width);
   const start = repeat(slots, (s) => `var total${s} = 0.0; var sum${s} = vec${width}f(); `);
   const padded = "let padded = (n + 7u) & ~7u;";
   if (staged === TILE) {
@@ -262,11 +311,11 @@ function valuesWgsl(layout: DecodeLayout, headDim: number): string {
       ${padded}
       for (var j0 = 0u; j0 < padded; j0 += ${staged}u) {
         let end = min(padded, j0 + ${staged}u);
-        for (var i = lane; i < ${staged * units}u; i += ${lanes}u) {
-          let key = i / ${units}u;
-          let unit = i - key * ${units}u;
-          let value = values(value_addresses[j0 + key] + unit);
-          ${stageWgsl("key", "unit", "value", headDim, layout)}
+        for (var i = lane; i < ${staged * row.units}u; i += ${lanes}u) {
+          let key = i / ${row.units}u;
+          let unit = i % ${row.units}u;
+          let value = values(addresses[j0 + key] + unit);
+          ${stageWgsl("key", "unit", "value", row)}
         }
         workgroupBarrier();
         ${addValuesWgsl(layout, headDim)}
@@ -276,14 +325,14 @@ function valuesWgsl(layout: DecodeLayout, headDim: number): string {
 
 function declarationsWgsl(layout: DecodeLayout, headDim: number): string {
   const { linesPerSplit, splits, width, packedValues, staged, maxima } = layout, padded = linesPerSplit * splits;
-  const { units, parts } = stagedRow(headDim, layout);
+  const { elements } = stagedRow(headDim, packedValues, width);
   const element = packedValues ? (width === 2 ? "u32" : "vec2u") : `vec${width}f`;
   return `
 var<workgroup> queries: array<vec4f, ${padded * headDim / 4}>;
 var<workgroup> weights: array<vec4f, ${padded * TILE / 4}>;
-var<workgroup> staged: array<${element}, ${staged * units * parts}>;
+var<workgroup> staged: array<${element}, ${staged * elements}>;
 var<workgroup> maxima: array<f32, ${padded * maxima}>;
-${staged < TILE ? `var<workgroup> value_addresses: array<u32, ${TILE}>;` : ""}
+var<workgroup> addresses: array<u32, ${TILE}>;
 fn unpack_four(pair: vec2u) -> vec4f { return vec4f(unpack2x16float(pair.x), unpack2x16float(pair.y)); }
 fn greatest_of(line: u32) -> f32 {
   var greatest = maxima[line * ${maxima}u];
@@ -299,11 +348,11 @@ export function partialsWgsl(call: KernelCall<DecodeAttentionParams>, caps: Caps
   const { lines, shares, sharesPerKvHead, lanes, splits, linesPerSplit, width, slots } = layout;
   const padded = linesPerSplit * splits, ofHead = headDim / width, tileCount = call.outputs[0]!.shape[1] as number;
   const shift = Math.log2(blockSize);
+  const stage = layout.staged === TILE ? stagedScoresWgsl(layout, headDim) : directScoresWgsl(layout, headDim);
   const slot = (s: number) =>
     `let place${s} = lane + ${s * lanes}u;
   let line${s} = min(place${s} / ${ofHead}u, ${lines - 1}u);
   let feature${s} = place${s} % ${ofHead}u;
-  let at${s} = feature${s};
   `;
   const store = (s: number) =>
     `if (place${s} < ${lines * ofHead}u && first_head + line${s} < head_end) {
@@ -349,8 +398,8 @@ export function partialsWgsl(call: KernelCall<DecodeAttentionParams>, caps: Caps
     let block = u32(max(block_tables(sequence * ${maxBlocks}u + (position >> ${shift}u)), 0));
     let slot = ((block << ${shift}u) + (position & ${blockSize - 1}u)) * ${kvHeads}u + kv_head;
     {
-      ${scoresWgsl(layout, headDim)}
-      ${weightsWgsl(layout, scale * Math.LOG2E, caps)}
+      ${stage.scores}
+      ${weightsWgsl(layout, scale * Math.LOG2E, caps, stage.values)}
       ${valuesWgsl(layout, headDim)}
       ${repeat(slots, store)}
       workgroupBarrier();
@@ -367,8 +416,10 @@ export function mergeSizesOf(
   return { rows, tiles, heads, headDim, sequences: inputs[3]!.shape[0]! };
 }
 
-/** Tiles whose sums a lane holds at a time. */
-const heldTiles = 8;
+/** Tiles whose sums a lane waits for at a time: many where few rows leave little else to wait for. */
+function heldTilesOf(rows: Dim, tiles: number): number {
+  return tiles <= 8 ? 4 : maxOf(rows) <= 8 && tiles > 32 ? 32 : 8;
+}
 
 /**
  * The shader of a merge: one workgroup a row and head, one lane a feature. The lanes first find the factors of as many
@@ -376,6 +427,7 @@ const heldTiles = 8;
  */
 export function mergeWgsl(call: KernelCall<MergeParams>, _caps: Caps): KernelSource {
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
+  const heldTiles = heldTilesOf(rows, tileCount);
   const lanes = Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
   const load = (u: number, tile: string) =>
     `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;
