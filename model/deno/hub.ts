@@ -85,6 +85,7 @@ export async function downloadModel(id: string, options: DownloadOptions = {}): 
       `Cannot load "${id}" (${revision}): it is not in ${environment.cache}, and HF_HUB_OFFLINE is set`,
     );
   }
+  checkEndpoint(environment.endpoint);
   let listing: Listing;
   try {
     listing = await listFiles(context, known !== undefined);
@@ -93,7 +94,7 @@ export async function downloadModel(id: string, options: DownloadOptions = {}): 
     if (known && error instanceof HubError && error.status === undefined) return cache.snapshot(known);
     throw error;
   }
-  await downloadFiles({ ...context, revision: listing.commit }, cache, listing, options.onProgress);
+  await downloadFiles({ ...context, reached: true, revision: listing.commit }, cache, listing, options.onProgress);
   await cache.remember(revision, listing.commit);
   return cache.snapshot(listing.commit);
 }
@@ -107,6 +108,15 @@ async function cachedCommit(cache: ModelCache, revision: string): Promise<string
 function checkRevision(id: string, revision: string): void {
   if (/^[\w.-]+(\/[\w.-]+)*$/.test(revision) && !revision.split("/").some((part) => /^\.+$/.test(part))) return;
   throw new HubError(`Cannot download "${id}": ${JSON.stringify(revision)} is no branch, tag or commit`);
+}
+
+/** Said here, since no request could say where the address comes from. */
+function checkEndpoint(endpoint: string): void {
+  const url = URL.parse(endpoint);
+  if (url && /^https?:$/.test(url.protocol)) return;
+  throw new HubError(
+    `Cannot use HF_ENDPOINT ${JSON.stringify(endpoint)}: give the hub's address, such as "https://huggingface.co"`,
+  );
 }
 
 /** A revision's commit and the files to be had. */
@@ -148,7 +158,7 @@ async function listFiles(context: HubContext, cached: boolean): Promise<Listing>
     const size = sibling.lfs?.size ?? sibling.size;
     const etag = sibling.lfs?.sha256 ?? sibling.blobId;
     if (isSize(size) && isEtag(etag)) return { name, size, etag };
-    return await headFile({ ...context, revision: sha }, name);
+    return await headFile({ ...context, reached: true, revision: sha }, name);
   }));
   // Small files first: a wrong tokenizer shows before an hour of weights.
   return { commit: sha, files: files.sort((a, b) => a.size - b.size) };

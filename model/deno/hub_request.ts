@@ -31,6 +31,9 @@ export class TransientError extends Error {
   }
 }
 
+/** No connection came about: no such host, nobody listens there, or there is no network. */
+export class UnreachableError extends TransientError {}
+
 /** How often and how patiently failed requests are repeated. */
 export interface RetryPolicy {
   /** Tries in a row without any progress before giving up. */
@@ -46,6 +49,9 @@ export interface RetryPolicy {
 /** Half a minute of tries in all. */
 export const DEFAULT_RETRIES: RetryPolicy = { attempts: 6, baseDelayMs: 500, maxDelayMs: 60_000, stallMs: 60_000 };
 
+/** Tries where no connection ever came about: patience is for a hub that is known to be there. */
+const UNREACHED_ATTEMPTS = 2;
+
 /** What every request of a download needs to know. */
 export interface HubContext {
   readonly environment: HubEnvironment;
@@ -53,6 +59,8 @@ export interface HubContext {
   readonly id: string;
   readonly revision: string;
   readonly retries: RetryPolicy;
+  /** Whether the hub has answered before. */
+  readonly reached?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -68,6 +76,7 @@ export async function withRetries<T>(
   progressed: () => boolean = () => false,
 ): Promise<T> {
   const { attempts, baseDelayMs, maxDelayMs } = context.retries;
+  let reached = context.reached ?? false;
   for (let failures = 1;; failures++) {
     context.signal?.throwIfAborted();
     try {
@@ -75,8 +84,10 @@ export async function withRetries<T>(
     } catch (error) {
       if (!(error instanceof TransientError)) throw error;
       if (progressed()) failures = 1;
-      if (failures >= attempts) {
-        throw new HubError(`${error.message} (tried ${failures} times)`, undefined, { cause: error });
+      reached ||= !(error instanceof UnreachableError);
+      if (failures >= (reached ? attempts : Math.min(attempts, UNREACHED_ATTEMPTS))) {
+        const message = `${error.message} (tried ${failures} times)${reached ? "" : OFFLINE_REMEDY}`;
+        throw new HubError(message, undefined, { cause: error });
       }
       // A little jitter, so that parallel files do not come back in step.
       const backOff = baseDelayMs * 2 ** (failures - 1) * (1 + Math.random() / 4);
@@ -84,6 +95,8 @@ export async function withRetries<T>(
     }
   }
 }
+
+const OFFLINE_REMEDY = ". HF_HUB_OFFLINE=1 uses what is in the cache";
 
 function wait(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
@@ -140,8 +153,21 @@ export async function request(context: HubContext, url: string, init: RequestIni
     };
   } catch (error) {
     clearTimeout(timer);
-    throw asTransient(context, url, error);
+    throw asUnreached(context, url, error) ?? asTransient(context, url, error);
   }
+}
+
+/** What became of a request that made no connection; undefined for one that did. */
+function asUnreached({ id }: HubContext, url: string, error: unknown): Error | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const what = `Cannot download "${id}" from ${url}`;
+  // The runtime tells a failed connection from a dropped one in the text of the cause alone.
+  const connect = error.cause instanceof Error && error.cause.message.match(/client error \(Connect\): (.*)/s)?.[1];
+  if (connect) return new UnreachableError(`${what}: ${connect}`, undefined, { cause: error });
+  // Refused before anything was sent: a blocked port, no permission. Another try ends the same way.
+  const refused = error instanceof Deno.errors.NotCapable ||
+    /^(Fetch failed: Requests to port|Invalid URL|Url scheme)/.test(error.message);
+  return refused ? new HubError(`${what}: ${error.message}${OFFLINE_REMEDY}`, undefined, { cause: error }) : undefined;
 }
 
 /** What a failed transfer comes to: aborts and verdicts stay as they are, all else is a dropped connection. */

@@ -262,6 +262,36 @@ Deno.test("5xx: tried again, then an error that says how often", async () => {
   await assertRejects(() => down.download(), HubError, "(tried 3 times)");
 });
 
+Deno.test("no connection at all: two tries, the cause, and what helps", async () => {
+  // A port that was just free: nobody listens there.
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  listener.close();
+  const retries = { attempts: 6, baseDelayMs: 1 };
+  const download = (endpoint: string): Promise<HubError> => {
+    const environment = { endpoint, cache: "none", offline: false };
+    return assertRejects(() => downloadModel("org/name", { environment, retries }), HubError);
+  };
+  const refused = (await download(`http://127.0.0.1:${port}`)).message;
+  assert(/refused.* \(tried 2 times\)\. HF_HUB_OFFLINE=1 uses what is in the cache$/.test(refused), refused);
+  assert((await download("http://no-such-host.invalid")).message.includes("dns error"));
+  const blocked = (await download("http://127.0.0.1:1")).message;
+  assert(/port 1 are blocked\. HF_HUB_OFFLINE=1/.test(blocked), blocked);
+  for (const endpoint of ["hub.example", "ftp://hub.example"]) {
+    assert((await download(endpoint)).message.startsWith(`Cannot use HF_ENDPOINT "${endpoint}": give`));
+  }
+});
+
+Deno.test("a connection that broke once is worth all tries, even where the next ones fail at connecting", async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  const once = listener.accept().then((connection) => (listener.close(), connection.close()));
+  const environment = { endpoint: `http://127.0.0.1:${port}`, cache: "none", offline: false };
+  const retries = { attempts: 4, baseDelayMs: 1 };
+  await assertRejects(() => downloadModel("org/name", { environment, retries }), HubError, "(tried 4 times)");
+  await once;
+});
+
 Deno.test("a connection that brings nothing counts as dropped", async () => {
   await using hub = new FakeHub((_, path, count) => {
     if (!isWeights(path) || count > 1) return undefined;
