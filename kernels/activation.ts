@@ -80,6 +80,16 @@ export const swigluKernel: Kernel<null> = {
  *
  * @param gateUp [T, 2 I] f32 or f16.
  * @returns [T, I] f32.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { swiglu } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const y = swiglu(tensor([[0, 100, 5, 2]]).node); // gates 0 and 100, times 5 and 2
+ * assertEquals([...await new Tensor(y).data()], [0, 200]);
+ * ```
  */
 export function swiglu(gateUp: Node): Node {
   return kernelNode(swigluKernel, [gateUp], null);

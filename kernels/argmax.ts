@@ -293,6 +293,16 @@ function pick(logits: Node, params: ArgmaxParams): Node {
  *
  * @param logits [R, V], floats.
  * @returns [R] i32.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { argmax } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const logits = tensor([[1, 3, 3], [0, -1, -2]]);
+ * assertEquals([...await new Tensor(argmax(logits.node)).data()], [1, 0]);
+ * ```
  */
 export function argmax(logits: Node): Node {
   return pick(logits, { logprob: false });
@@ -303,6 +313,17 @@ export function argmax(logits: Node): Node {
  *
  * @param logits [R, V], floats.
  * @returns `token` [R] i32 and `logprob` [R] f32, under the softmax of the logits as given.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { greedy } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const { token, logprob } = greedy(tensor([[0, 0, -1e9, -1e9]]).node);
+ * assertEquals([...await new Tensor(token).data()], [0]);
+ * assertEquals((await new Tensor(logprob).data())[0]!.toFixed(4), "-0.6931"); // one of two
+ * ```
  */
 export function greedy(logits: Node): { token: Node; logprob: Node } {
   const token = pick(logits, { logprob: true });

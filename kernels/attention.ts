@@ -138,6 +138,20 @@ export interface AttentionBatch {
  * @param keys [numBlocks * blockSize, kvHeads, D] f16 or f32, the version that holds this step's keys.
  * @param values Of the same shape.
  * @returns [T, heads * D] f32.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { pagedAttention } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const i32 = (values: number[] | number[][]) => tensor(values, { dtype: "i32" }).node;
+ * const keys = tensor([[[0, 0]], [[0, 0]], [[0, 0]], [[0, 0]]]).node; // two blocks of two tokens, all alike
+ * const values = tensor([[[5, 6]], [[9, 9]], [[1, 2]], [[3, 4]]]).node;
+ * const batch = { queryStart: i32([0, 1]), contextLens: i32([3]), blockTables: i32([[1, 0]]) };
+ * const y = pagedAttention(tensor([[[1, 1]]]).node, keys, values, batch, { blockSize: 2, scale: 1 });
+ * assertEquals([...await new Tensor(y).data()], [3, 4]); // the mean of block 1 and of the first token of block 0
+ * ```
  */
 export function pagedAttention(
   q: Node,

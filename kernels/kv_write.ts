@@ -315,6 +315,31 @@ export interface RopeAndWriteKvInputs {
  * Normalises (where there are weights) and rotates queries and keys, and writes keys and values to the cache.
  *
  * @returns q [T, heads, headDim] f32, and the next versions of both pools.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { ropeAndWriteKv } from "@tinyllm/tinyllm/kernels";
+ * import { buffer, compile, openDevice, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const device = await openDevice();
+ * const [keys, values] = ["keys", "values"].map((label) => device.storage("f32", [4, 1, 2], label));
+ * const inputs = {
+ *   qkv: tensor([[1, 2, 3, 4, 5, 6]]).node, // query, key and value of one token
+ *   positions: tensor([1], { dtype: "i32" }).node,
+ *   slotMapping: tensor([2], { dtype: "i32" }).node, // row 2 of the pools
+ *   table: tensor([[[1, 0]], [[0, 1]]]).node, // position 1 turns by a right angle
+ * };
+ * const params = { heads: 1, kvHeads: 1, headDim: 2, rotaryDim: 2, traditional: false };
+ * using program = compile(device, () => {
+ *   const { q } = ropeAndWriteKv({ ...inputs, keys: buffer(keys!), values: buffer(values!) }, params);
+ *   return q;
+ * });
+ * program.run();
+ * assertEquals([...await program.read(0)], [-2, 1]);
+ * assertEquals([...await device.readStorage(keys!)], [0, 0, 0, 0, -4, 3, 0, 0]);
+ * device.close();
+ * ```
  */
 export function ropeAndWriteKv(
   inputs: RopeAndWriteKvInputs,

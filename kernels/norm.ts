@@ -105,6 +105,16 @@ export const rmsNormKernel: Kernel<RmsNormParams> = {
  *
  * @param x [T, K] f32 or f16. @param weight [K]. @param eps Added to the mean of squares.
  * @returns [T, K] f32.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { rmsNorm } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const y = rmsNorm(tensor([[1, -1], [3, 3]]).node, tensor([1, 2]).node, 0);
+ * assertEquals([...await new Tensor(y).data()], [1, -2, 1, 2]);
+ * ```
  */
 export function rmsNorm(x: Node, weight: Node, eps: number): Node {
   return kernelNode(rmsNormKernel, [x, weight], { eps });

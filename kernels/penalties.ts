@@ -130,6 +130,22 @@ export const penaltiesKernel: Kernel<PenaltiesParams> = {
  *
  * @param logits [R, V]. @param rows [R, 12] u32. @param adjustments [E, 4] i32: both from `encodeSamplingRows`.
  * @returns [R, V] f32.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { applyPenalties, encodeSamplingRows } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const history = new Map([[0, 0], [1, 2]]); // token 0 in the prompt, token 1 twice in the output
+ * const { rows, adjustments } = encodeSamplingRows([{ repetitionPenalty: 2, frequencyPenalty: 0.5, history }]);
+ * const penalised = applyPenalties(
+ *   tensor([[4, -1, 3]]).node,
+ *   tensor(rows, { shape: [1, 12] }).node,
+ *   tensor(adjustments, { shape: [2, 4] }).node,
+ * );
+ * assertEquals([...await new Tensor(penalised).data()], [2, -3, 3]);
+ * ```
  */
 export function applyPenalties(logits: Node, rows: Node, adjustments: Node): Node {
   return kernelNode(penaltiesKernel, [logits, rows, adjustments], {});

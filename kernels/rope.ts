@@ -151,6 +151,19 @@ export const ropeKernel: Kernel<RopeParams> = {
  * @param positions [T] i32 or u32.
  * @param table [P, rotaryDim / 2, 2] f32: cosine and sine of each position and frequency.
  * @returns [T, heads, D] f32.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { rope } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const x = tensor([[[1, 2]], [[1, 2]]]); // two tokens, one head of two features
+ * const table = tensor([[[1, 0]], [[0, 1]]]); // position 0 turns by nothing, position 1 by a right angle
+ * const positions = tensor([0, 1], { dtype: "i32" });
+ * const turned = rope(x.node, positions.node, table.node, { rotaryDim: 2, traditional: false });
+ * assertEquals([...await new Tensor(turned).data()], [1, 2, -2, 1]);
+ * ```
  */
 export function rope(x: Node, positions: Node, table: Node, params: RopeParams): Node {
   return kernelNode(ropeKernel, [x, positions, table], params);

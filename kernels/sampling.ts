@@ -291,6 +291,18 @@ export const sampleKernel: Kernel<SampleParams> = {
  * @param logits [R, V]. @param rows [R, 12] u32 from `encodeSamplingRows`.
  * @param adjustments [E, 4] i32 from `encodeSamplingRows`; leave out where no row has penalties or bias.
  * @returns `token` [R] i32, and `logprob` [R] f32 under the softmax of the raw logits.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { encodeSamplingRows, sample, sampleReference } from "@tinyllm/tinyllm/kernels";
+ * import { Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const logits = [1, 2, 3, 2.5], row = { temperature: 0.8, topK: 3, seed: 7, index: 0 };
+ * const { rows } = encodeSamplingRows([row]);
+ * const { token } = sample(tensor([logits]).node, tensor(rows, { shape: [1, 12] }).node);
+ * assertEquals((await new Tensor(token).data())[0], sampleReference(logits, row).token);
+ * ```
  */
 export function sample(logits: Node, rows: Node, adjustments?: Node): { token: Node; logprob: Node } {
   const token = kernelNode(sampleKernel, sampleInputs(logits, rows, adjustments), {

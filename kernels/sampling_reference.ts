@@ -26,6 +26,16 @@ export function logSumExpReference(logits: ArrayLike<number>): number {
  * Penalties and logit bias. For each token of the history, once: l / r where l > 0, else l r (Keskar et al. 2019, CTRL);
  * then l - frequency c - presence [c > 0], with c the token's count in the output; then the bias is added.
  * Logits of (or near) minus infinity stay.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { penaltiesReference } from "@tinyllm/tinyllm/kernels";
+ *
+ * const history = new Map([[0, 0], [1, 2]]); // token 0 in the prompt, token 1 twice in the output
+ * const row = { repetitionPenalty: 2, frequencyPenalty: 0.5, presencePenalty: 1, history, logitBias: new Map([[2, -3]]) };
+ * assertEquals([...penaltiesReference([4, -1, 3], row)], [2, -4, 0]);
+ * ```
  */
 export function penaltiesReference(logits: ArrayLike<number>, row: SamplingRow): Float64Array {
   const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = row;
@@ -54,6 +64,16 @@ export interface Filtered {
  * Divides by the temperature, then drops tokens in this order: min-p (probability below minP times the largest), top-k (below
  * the k-th largest; ties stay), top-p on what is left, renormalised (from the most probable on, the lowest id first among
  * equals, a token stays while the sum of those before it is below topP; the first always stays). Minus infinity never stays.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { filterReference } from "@tinyllm/tinyllm/kernels";
+ *
+ * const logits = [Math.log(0.5), Math.log(0.3), Math.log(0.15), Math.log(0.05)];
+ * assertEquals([...filterReference(logits, { temperature: 1, topP: 0.7 }).kept], [1, 1, 0, 0]);
+ * assertEquals([...filterReference(logits, { temperature: 1, minP: 0.2 }).kept], [1, 1, 1, 0]);
+ * ```
  */
 export function filterReference(logits: ArrayLike<number>, row: SamplingRow): Filtered {
   const { temperature = 0, topK = 0, topP = 1, minP = 0 } = row;
@@ -118,6 +138,17 @@ export interface Drawn {
  * Samples one row. The draw is an exponential race: with E independent exponential variates, the token with the largest
  * ln p - ln E is distributed as p (Gumbel-max; Yellott 1977). Each token has its own random number, so a tiny change of
  * the logits changes the draw only where two tokens were nearly level.
+ *
+ * @example
+ * ```ts
+ * import { assert, assertEquals } from "@std/assert";
+ * import { sampleReference } from "@tinyllm/tinyllm/kernels";
+ *
+ * assertEquals(sampleReference([1, 3, 2], { temperature: 0 }).token, 1);
+ * const counts = [0, 0];
+ * for (let index = 0; index < 1000; index++) counts[sampleReference([Math.log(3), 0], { temperature: 1, index }).token]!++;
+ * assert(counts[0]! > 700 && counts[0]! < 800); // 3 in 4
+ * ```
  */
 export function sampleReference(logits: ArrayLike<number>, row: SamplingRow): Drawn {
   const { temperature = 0, seed = 0, index = 0 } = row;
