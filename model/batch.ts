@@ -48,6 +48,16 @@ export interface BatchValues {
 /**
  * The input nodes of a batch within limits. A size that is at most 1 is 1: decoding one sequence knows all its sizes when it
  * is compiled, and its dispatches bind one buffer less.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { batchInputs } from "@tinyllm/tinyllm/model";
+ *
+ * const batch = batchInputs({ maxTokens: 64, maxSequences: 1, maxBlocks: 8, maxLogitRows: 1 });
+ * assertEquals(batch.tokens.shape.map(String), ["tokens<=64"]);
+ * assertEquals(batch.blockTables.shape, [1, 8]);
+ * ```
  */
 export function batchInputs(limits: BatchLimits): Batch {
   const size = (name: string, most: number): Dim => most === 1 ? 1 : new Sym(name, most);

@@ -186,6 +186,20 @@ export function parseConfig(json: unknown): DecoderConfig {
  * Reads the `config.json` of a source.
  *
  * @throws as {@link parseConfig}, and for a source without one.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { memorySource, readConfig } from "@tinyllm/tinyllm/model";
+ *
+ * const source = memorySource({
+ *   "config.json": JSON.stringify({
+ *     model_type: "qwen2", hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2,
+ *     num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 100, rope_theta: 1e6,
+ *   }),
+ * });
+ * assertEquals((await readConfig(source)).numLayers, 2);
+ * ```
  */
 export async function readConfig(source: Source): Promise<DecoderConfig> {
   const json = await readJson(source, "config.json");

@@ -86,6 +86,35 @@ function swiglu(gateUp: Node, size: number): Node {
  * @param precision `exact` unless given.
  * @param cache Its pools are written: a program made of this updates them at each run.
  * @returns Logits `[rows, vocabulary]` f32 of the batch's `logitRows`.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { openSource } from "@tinyllm/tinyllm";
+ * import { argmax } from "@tinyllm/tinyllm/kernels";
+ * import { batchInputs, forward, KvCache, loadDecoder, openCheckpoint, readConfig } from "@tinyllm/tinyllm/model";
+ * import { compile, openDevice } from "@tinyllm/tinyllm/tensor";
+ *
+ * const source = await openSource(); // the story model
+ * const config = await readConfig(source);
+ * const device = await openDevice();
+ * const weights = await loadDecoder(device, await openCheckpoint(source), config, { positions: 16 });
+ * const cache = new KvCache(device, config, { numBlocks: 1, blockSize: 16, dtype: "f32" });
+ * const batch = batchInputs({ maxTokens: 8, maxSequences: 1, maxBlocks: 1, maxLogitRows: 1 });
+ * using program = compile(device, () => argmax(forward(weights, config, batch, cache)));
+ * const inputs = {
+ *   tokens: [1, 2, 3], // one sequence of three tokens, in rows 0 to 2 of block 0
+ *   positions: [0, 1, 2],
+ *   slotMapping: [0, 1, 2],
+ *   queryStart: [0, 3],
+ *   contextLens: [3],
+ *   blockTables: [0],
+ *   logitRows: [2], // the last token says what comes next
+ * };
+ * program.run({ inputs, sizes: { tokens: 3 } });
+ * assertEquals((await program.read(0)).length, 1);
+ * device.close();
+ * ```
  */
 export function forward(
   weights: DecoderWeights,

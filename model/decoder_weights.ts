@@ -66,7 +66,25 @@ export interface LoadWeightsOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Loads a decoder's weights. On any error everything loaded is freed. */
+/**
+ * Loads a decoder's weights. On any error everything loaded is freed.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { openSource } from "@tinyllm/tinyllm";
+ * import { loadDecoder, openCheckpoint, readConfig } from "@tinyllm/tinyllm/model";
+ * import { openDevice } from "@tinyllm/tinyllm/tensor";
+ *
+ * const source = await openSource(); // the story model
+ * const device = await openDevice();
+ * const config = await readConfig(source);
+ * const weights = await loadDecoder(device, await openCheckpoint(source), config, { positions: 16 });
+ * assertEquals(weights.layers.length, config.numLayers);
+ * weights.release();
+ * device.close();
+ * ```
+ */
 export async function loadDecoder(
   device: Device,
   checkpoint: Checkpoint,

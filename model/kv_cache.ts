@@ -24,7 +24,27 @@ export function kvBytesPerToken(config: DecoderConfig, dtype: "f16" | "f32", f16
   return 2 * config.numLayers * config.numKvHeads * config.headDim * bytesPerElement(dtype, f16);
 }
 
-/** The pools of all layers. */
+/**
+ * The pools of all layers.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { KvCache, parseConfig } from "@tinyllm/tinyllm/model";
+ * import { openDevice } from "@tinyllm/tinyllm/tensor";
+ *
+ * const config = parseConfig({
+ *   model_type: "qwen2", hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2,
+ *   num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 100, rope_theta: 1e6,
+ * });
+ * const device = await openDevice();
+ * const cache = new KvCache(device, config, { numBlocks: 4, blockSize: 16, dtype: "f32" });
+ * assertEquals(cache.keys[1]!.shape, [64, 2, 16]); // of layer 1: 4 blocks of 16 tokens, 2 heads of 16 features
+ * assertEquals(cache.bytes, 2 * 2 * 64 * 2 * 16 * 4);
+ * cache.release();
+ * device.close();
+ * ```
+ */
 export class KvCache {
   /** `[numBlocks * blockSize, kvHeads, headDim]` for each layer. */
   readonly keys: readonly Storage[];

@@ -1,122 +1,29 @@
 /**
- * The graph: immutable, hash-consed nodes. Structurally equal nodes are one object, so a common subexpression costs
- * nothing and every cache is keyed by identity. Ids grow with construction: a node's sources have smaller ids than it
- * has, and what was traced before a write stands before it.
+ * The operations of the graph: each checks what it is given, infers type and shape, and makes a node.
  *
  * @module
  */
-import { checkShape, type Dim, formatShape, maxOf, sameDim, sameShape, type Shape } from "./dim.ts";
+import { type Dim, formatShape, maxOf, sameDim, sameShape, type Shape } from "./dim.ts";
 import { type DType, isFloat } from "./dtype.ts";
+import { intern, type Node, type ReduceKind } from "./intern.ts";
 import type { Kernel } from "./kernel.ts";
 import { scalarOp, type ScalarOpName } from "./scalar.ts";
 import type { Storage } from "./storage.ts";
 
-/** What a reduction computes. `argmax` gives the i32 position of the first greatest element. */
-export type ReduceKind = "sum" | "max" | "argmax";
+export type { Node, NodeBase, ReduceKind } from "./intern.ts";
 
-/** What every node has. */
-export interface NodeBase {
-  /** Grows with construction. */
-  readonly id: number;
-  /** Element type. */
-  readonly dtype: DType;
-  /** Sizes. */
-  readonly shape: Shape;
-  /** Nodes it is computed from. */
-  readonly src: readonly Node[];
-}
-
-/** Every kind of node, told apart by `op`. */
-export type Node =
-  & NodeBase
-  & (
-    | { readonly op: "buffer"; readonly storage: Storage; readonly version: number }
-    | { readonly op: "input"; readonly name: string }
-    | { readonly op: "const"; readonly value: number }
-    | { readonly op: "iota"; readonly axis: number }
-    | { readonly op: "map"; readonly fn: ScalarOpName }
-    | { readonly op: "cast" }
-    | { readonly op: "reshape" }
-    | { readonly op: "permute"; readonly order: readonly number[] }
-    | { readonly op: "expand" }
-    | { readonly op: "slice"; readonly start: readonly number[] }
-    | { readonly op: "pad"; readonly before: readonly number[]; readonly value: number }
-    | { readonly op: "reduce"; readonly kind: ReduceKind }
-    | { readonly op: "gather" }
-    | { readonly op: "assign" }
-    | { readonly op: "kernel"; readonly kernel: Kernel<unknown>; readonly params: unknown }
-    | { readonly op: "output"; readonly index: number }
-  );
-
-type Distribute<T> = T extends Node ? Omit<T, "id"> : never;
-
-let nextId = 1;
-const interned = new Map<string, WeakRef<Node>>();
-const forget = new FinalizationRegistry<string>((key) => {
-  if (interned.get(key)?.deref() === undefined) interned.delete(key);
-});
-const kernelIds = new WeakMap<object, number>();
-let nextKernelId = 0;
-
-function identify(kernel: object): number {
-  let id = kernelIds.get(kernel);
-  if (id === undefined) kernelIds.set(kernel, id = nextKernelId++);
-  return id;
-}
-
-function argumentKey(node: Distribute<Node>): string {
-  switch (node.op) {
-    case "buffer":
-      return `${node.storage.id}v${node.version}`;
-    case "input":
-      return node.name;
-    case "const":
-      return Object.is(node.value, -0) ? "-0" : `${node.value}`;
-    case "iota":
-      return `${node.axis}`;
-    case "map":
-      return node.fn;
-    case "permute":
-      return node.order.join();
-    case "slice":
-      return node.start.join();
-    case "pad":
-      return `${node.before.join()};${node.value}`;
-    case "reduce":
-      return node.kind;
-    case "kernel":
-      return `${identify(node.kernel)};${JSON.stringify(node.params)}`;
-    case "output":
-      return `${node.index}`;
-    case "cast":
-    case "reshape":
-    case "expand":
-    case "gather":
-    case "assign":
-      return "";
-  }
-}
-
-/** The one node of this structure: made now, or the one made before. */
-export function intern(parts: Distribute<Node>): Node {
-  const key = `${parts.op}|${parts.dtype}|${parts.shape.join()}|${parts.src.map((s) => s.id).join()}|${
-    argumentKey(parts)
-  }`;
-  const known = interned.get(key)?.deref();
-  if (known) return known;
-  checkShape(parts.shape, `make ${parts.op}`);
-  const node = Object.freeze({ ...parts, id: nextId++ }) as Node;
-  interned.set(key, new WeakRef(node));
-  forget.register(node, key);
-  return node;
-}
-
-/** The same operation on other sources: what rewriting does below a changed node. */
-export function withSources(node: Node, src: readonly Node[]): Node {
-  return src.every((s, i) => s === node.src[i]) ? node : intern({ ...node, src });
-}
-
-/** Reads a storage as it is after `version` writes. Throws where a later write was traced already. */
+/**
+ * Reads a storage as it is after `version` writes. Throws where a later write was traced already.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { buffer, Storage, Tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const storage = new Storage("f32", [2], new Float32Array([1, 2]), "pair");
+ * assertEquals([...await new Tensor(buffer(storage)).data()], [1, 2]);
+ * ```
+ */
 export function buffer(storage: Storage, version: number = storage.version): Node {
   if (version !== storage.version) {
     throw new Error(
@@ -176,7 +83,18 @@ export function broadcastShapes(a: Shape, b: Shape): Shape {
   });
 }
 
-/** Applies a scalar operation elementwise, broadcasting its operands. */
+/**
+ * Applies a scalar operation elementwise, broadcasting its operands.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { map, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const sum = map("add", tensor([[1], [2]]).node, tensor([10, 20]).node);
+ * assertEquals([...await new Tensor(sum).data()], [11, 21, 12, 22]);
+ * ```
+ */
 export function map(fn: ScalarOpName, ...operands: Node[]): Node {
   const dtype = checkOperands(fn, operands);
   const shape = operands.map((n) => n.shape).reduce(broadcastShapes);
@@ -199,7 +117,18 @@ export function reshape(node: Node, shape: Shape): Node {
   return intern({ op: "reshape", dtype: node.dtype, shape, src: [node] });
 }
 
-/** Reorders axes: axis `i` of the result is axis `order[i]` of the source. */
+/**
+ * Reorders axes: axis `i` of the result is axis `order[i]` of the source.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { permute, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const transposed = permute(tensor([[1, 2, 3], [4, 5, 6]]).node, [1, 0]);
+ * assertEquals([...await new Tensor(transposed).data()], [1, 4, 2, 5, 3, 6]);
+ * ```
+ */
 export function permute(node: Node, order: readonly number[]): Node {
   const sorted = [...order].sort((a, b) => a - b);
   if (order.length !== node.shape.length || sorted.some((axis, i) => axis !== i)) {
@@ -226,7 +155,18 @@ export function expand(node: Node, shape: Shape): Node {
   return sameShape(padded.shape, shape) ? padded : intern({ op: "expand", dtype: node.dtype, shape, src: [padded] });
 }
 
-/** A box out of a tensor: from `start` of each axis, `end` excluded. A symbolic axis is taken whole. */
+/**
+ * A box out of a tensor: from `start` of each axis, `end` excluded. A symbolic axis is taken whole.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { slice, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const corner = slice(tensor([[1, 2, 3], [4, 5, 6]]).node, [0, 1], [1, 3]);
+ * assertEquals([...await new Tensor(corner).data()], [2, 3]);
+ * ```
+ */
 export function slice(node: Node, start: readonly number[], end: readonly number[]): Node {
   const shape = node.shape.map((dim, axis): Dim => {
     const from = start[axis] ?? 0, to = end[axis] ?? maxOf(dim);
@@ -244,7 +184,17 @@ export function slice(node: Node, start: readonly number[], end: readonly number
   return intern({ op: "slice", dtype: node.dtype, shape, src: [node], start: full });
 }
 
-/** Surrounds a tensor with a value. Symbolic axes cannot be padded. */
+/**
+ * Surrounds a tensor with a value. Symbolic axes cannot be padded.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { pad, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * assertEquals([...await new Tensor(pad(tensor([1, 2]).node, [1], [2], 9)).data()], [9, 1, 2, 9, 9]);
+ * ```
+ */
 export function pad(node: Node, before: readonly number[], after: readonly number[], value: number): Node {
   const shape = node.shape.map((dim, axis): Dim => {
     const front = before[axis] ?? 0, back = after[axis] ?? 0;
@@ -258,7 +208,18 @@ export function pad(node: Node, before: readonly number[], after: readonly numbe
   return intern({ op: "pad", dtype: node.dtype, shape, src: [node], before: full, value });
 }
 
-/** Reduces the last axis to size 1. `max` and `argmax` of nothing are errors; `sum` of nothing is 0. */
+/**
+ * Reduces the last axis to size 1. `max` and `argmax` of nothing are errors; `sum` of nothing is 0.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { reduceLast, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const largest = reduceLast(tensor([[1, 5, 2], [7, 3, 3]]).node, "max");
+ * assertEquals([...await new Tensor(largest).data()], [5, 7]);
+ * ```
+ */
 export function reduceLast(node: Node, kind: ReduceKind): Node {
   const last = node.shape.at(-1);
   if (last === undefined) throw new Error(`Cannot ${kind} a scalar: it has no axis`);
@@ -271,7 +232,18 @@ export function reduceLast(node: Node, kind: ReduceKind): Node {
   return intern({ op: "reduce", kind, dtype: kind === "argmax" ? "i32" : node.dtype, shape, src: [node] });
 }
 
-/** Rows of `table` (its first axis) at `indices`: shape `[...indices.shape, ...table.shape[1..]]`. Indices are clamped. */
+/**
+ * Rows of `table` (its first axis) at `indices`: shape `[...indices.shape, ...table.shape[1..]]`. Indices are clamped.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { gather, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const rows = gather(tensor([[1, 2], [3, 4]]).node, tensor([1, 0, 1], { dtype: "i32" }).node);
+ * assertEquals([...await new Tensor(rows).data()], [3, 4, 1, 2, 3, 4]);
+ * ```
+ */
 export function gather(table: Node, indices: Node): Node {
   if (indices.dtype !== "i32" && indices.dtype !== "u32") {
     throw new Error(`Cannot gather at ${indices.dtype} indices: cast to i32`);
@@ -286,7 +258,26 @@ export function gather(table: Node, indices: Node): Node {
   });
 }
 
-/** Writes a whole buffer: the next version of it. Reading the old one afterwards is an error. */
+/**
+ * Writes a whole buffer: the next version of it. Reading the old one afterwards is an error.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { assign, buffer, compile, constant, map, openDevice } from "@tinyllm/tinyllm/tensor";
+ *
+ * const device = await openDevice();
+ * const counter = device.storage("f32", [1], "counter");
+ * using program = compile(device, () => {
+ *   const before = buffer(counter);
+ *   return assign(before, map("add", before, constant(1, "f32")));
+ * });
+ * program.run();
+ * program.run();
+ * assertEquals([...await device.readStorage(counter)], [2]);
+ * device.close();
+ * ```
+ */
 export function assign(target: Node, value: Node): Node {
   if (target.op !== "buffer") throw new Error(`Cannot assign to ${target.op}: only buffers hold state`);
   if (target.dtype !== value.dtype || !sameShape(target.shape, value.shape)) {
@@ -335,7 +326,31 @@ export function outputTypes(node: Node & { op: "kernel" }): ReturnType<Kernel<un
   return node.kernel.infer(node.src.map(({ dtype, shape }) => ({ dtype, shape })), node.params);
 }
 
-/** A hand-written kernel on these inputs. The node is its first output. */
+/**
+ * A hand-written kernel on these inputs. The node is its first output.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { type Kernel, kernelNode, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const negate: Kernel<null> = {
+ *   name: "negate",
+ *   infer: ([x]) => [x!],
+ *   wgsl: ({ inputs }) => ({
+ *     inputs: [{ name: "x" }],
+ *     outputs: [{ name: "y" }],
+ *     workgroupSize: [32, 1, 1],
+ *     main: `if (global.x < ${inputs[0]!.shape[0]}u) { store_y(global.x, -x(global.x)); }`,
+ *   }),
+ *   grid: ({ inputs }) => [Math.ceil((inputs[0]!.shape[0] as number) / 32), 1, 1],
+ *   reference: (_call, [x]) => [Float64Array.from(x!, (value) => -value)],
+ *   cost: ({ inputs }) => ({ flops: inputs[0]!.shape[0] as number, bytes: 8 * (inputs[0]!.shape[0] as number) }),
+ * };
+ * const y = kernelNode(negate, [tensor([1, -2, 3]).node], null);
+ * assertEquals([...await new Tensor(y).data()], [-1, 2, -3]);
+ * ```
+ */
 export function kernelNode<P>(kernel: Kernel<P>, inputs: readonly Node[], params: P): Node {
   const types = kernel.infer(inputs.map(({ dtype, shape }) => ({ dtype, shape })), params);
   const first = types[0];
@@ -353,7 +368,20 @@ export function kernelNode<P>(kernel: Kernel<P>, inputs: readonly Node[], params
   return anchor;
 }
 
-/** Output `index` of a kernel with several; output 0 is the kernel's node itself. */
+/**
+ * Output `index` of a kernel with several; output 0 is the kernel's node itself.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { greedy } from "@tinyllm/tinyllm/kernels";
+ * import { output, Tensor, tensor } from "@tinyllm/tinyllm/tensor";
+ *
+ * const { token } = greedy(tensor([[0, 5, 1]]).node); // a kernel of two outputs: ids, and their log-probabilities
+ * assertEquals([...await new Tensor(output(token, 0)).data()], [1]);
+ * assertEquals(output(token, 1).dtype, "f32");
+ * ```
+ */
 export function output(node: Node, index: number): Node {
   if (node.op !== "kernel") throw new Error(`Cannot take output ${index} of ${node.op}: it is no kernel`);
   const type = outputTypes(node)[index];

@@ -6,7 +6,8 @@
  */
 import { maxOf } from "./dim.ts";
 import type { Caps } from "./kernel.ts";
-import { kernelNode, type Node, withSources } from "./node.ts";
+import { type Node, withSources } from "./intern.ts";
+import { kernelNode } from "./node.ts";
 
 /** What a rule may ask about the graph. */
 export interface RuleContext {
