@@ -12,6 +12,7 @@ import { KvCache } from "../model/kv_cache.ts";
 import { readJson, type Source } from "../model/source.ts";
 import { Tokenizer } from "../model/tokenizer.ts";
 import { type Device, openDevice, wrapDevice } from "../tensor/device.ts";
+import { checkLoadOptions } from "./load_options.ts";
 import { LoadedModel } from "./loaded_model.ts";
 import { BLOCK_SIZE, chooseContextLength, choosePoolBlocks, type Room } from "./memory.ts";
 import type { LoadOptions, Model } from "./model.ts";
@@ -34,7 +35,7 @@ import { type NamedSource, openNamed } from "./model_source.ts";
  * ```
  */
 export async function loadModel(source?: string | Source, options: LoadOptions = {}): Promise<Model> {
-  checkOptions(options);
+  checkLoadOptions(options);
   return await load(await openNamed(source, options), options);
 }
 
@@ -70,21 +71,6 @@ export async function load(named: NamedSource, options: LoadOptions): Promise<Lo
   } catch (cause) {
     release.reverse().forEach((free) => free());
     throw cause;
-  }
-}
-
-/** Refuses options before anything is downloaded. */
-function checkOptions(options: LoadOptions): void {
-  const { precision = "exact", kvDtype = "f16", memoryLimit, signal } = options;
-  signal?.throwIfAborted();
-  if (precision !== "exact" && precision !== "fast") {
-    throw new Error(`Cannot load the model: precision is "${precision}", give "exact" or "fast"`);
-  }
-  if (kvDtype !== "f16" && kvDtype !== "f32") {
-    throw new Error(`Cannot load the model: kvDtype is "${kvDtype}", give "f16" or "f32"`);
-  }
-  if (memoryLimit !== undefined && !(memoryLimit > 0)) {
-    throw new RangeError(`Cannot load the model: memoryLimit is ${memoryLimit}, give a number of bytes above 0`);
   }
 }
 

@@ -86,6 +86,11 @@ export function resolveParameters(options: SamplingOptions, defaults: ParameterD
 }
 
 function checkOptions(options: SamplingOptions, vocabSize: number): void {
+  if (typeof options !== "object" || options === null) {
+    throw new TypeError(
+      `Cannot generate: options is ${Deno.inspect(options)}, give an object such as { prompt: "Once" }`,
+    );
+  }
   for (const [name, range] of Object.entries(RANGES) as [keyof SamplingOptions, Range][]) {
     const value = options[name];
     if (value !== undefined && !(typeof value === "number" && range.good(value))) {

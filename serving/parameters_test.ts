@@ -62,6 +62,8 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
     [{ temperature: "hot" as unknown as number }, "temperature is hot"],
   ];
   for (const [options, message] of bad) assertThrows(() => resolveParameters(options, defaults), RangeError, message);
+  const none = undefined as unknown as SamplingOptions;
+  assertThrows(() => resolveParameters(none, defaults), TypeError, "options is undefined, give an object such as");
 });
 
 Deno.test("a prompt is text, messages or ids, one of them and not empty", () => {

@@ -1,0 +1,21 @@
+import { assertThrows } from "@std/assert";
+import { checkLoadOptions } from "./load_options.ts";
+import type { LoadOptions } from "./model.ts";
+
+Deno.test("options of loading are refused by name, with the value and a remedy", () => {
+  const devices = 'give "high-performance", "low-power", "fallback" or a GPUDevice';
+  const bad: [unknown, string][] = [
+    [null, "options is null, give an object"],
+    ["fast", 'options is "fast", give an object'],
+    [{ device: "x" }, `device is "x", ${devices}`],
+    [{ device: null }, `device is null, ${devices}`],
+    [{ device: {} }, `device is {}, ${devices}`],
+    [{ precision: "half" }, 'precision is "half", give "exact" or "fast"'],
+    [{ kvDtype: "f8" }, 'kvDtype is "f8", give "f16" or "f32"'],
+    [{ memoryLimit: 0 }, "memoryLimit is 0, give a number of bytes above 0"],
+    [{ signal: AbortSignal.abort(new Error("enough")) }, "enough"],
+  ];
+  for (const [options, message] of bad) assertThrows(() => checkLoadOptions(options as LoadOptions), Error, message);
+  checkLoadOptions({});
+  checkLoadOptions({ device: "fallback", precision: "fast", kvDtype: "f32", memoryLimit: 1e9 });
+});
