@@ -9,6 +9,7 @@ import { type DecoderConfig, readConfig } from "../model/config.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
 import type { Source } from "../model/source.ts";
 import type { Caps } from "../tensor/kernel.ts";
+import { checkLoadOptions } from "./load_options.ts";
 import type { LoadOptions } from "./model.ts";
 import { openNamed } from "./model_source.ts";
 import { TOKEN_BUCKETS } from "./runner.ts";
@@ -44,6 +45,7 @@ const FURTHER_CACHE = { cpu: 2 ** 28, gpu: 2 ** 31 };
  * Tells what a model needs on the GPU before it is loaded: only headers are read.
  *
  * @param source As for `loadModel`; a model on the hub is downloaded.
+ * @throws {Error} for options that `loadModel` would refuse without asking a device, a context longer than the model's among them.
  *
  * @example
  * ```ts
@@ -54,8 +56,10 @@ const FURTHER_CACHE = { cpu: 2 ** 28, gpu: 2 ** 31 };
  * ```
  */
 export async function estimateMemory(source?: string | Source, options: LoadOptions = {}): Promise<MemoryEstimate> {
+  checkLoadOptions(options);
   const { source: files } = await openNamed(source, options);
   const config = await readConfig(files);
+  if (options.contextLength !== undefined) checkContextLength(options.contextLength, config);
   const contextLength = options.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT);
   return estimate(config, await openCheckpoint(files), contextLength, options.kvDtype ?? "f16", true);
 }
@@ -114,14 +118,7 @@ export function chooseContextLength(asked: number | undefined, room: Room): numb
     const fits = Math.floor(free / kvBytesPerToken(config, kvDtype, caps.f16) / BLOCK_SIZE) * BLOCK_SIZE;
     return Math.min(most, Math.max(fits, LEAST_CONTEXT), boundBlocks(room) * BLOCK_SIZE);
   }
-  if (!(Number.isInteger(asked) && asked >= 1)) {
-    throw new RangeError(`Cannot load the model: contextLength is ${asked}, give a whole number from 1`);
-  }
-  if (asked > config.contextLength) {
-    throw new RangeError(
-      `Cannot load the model: contextLength is ${asked}, and it was made for ${config.contextLength}: give that or less`,
-    );
-  }
+  checkContextLength(asked, config);
   const most = boundBlocks(room) * BLOCK_SIZE;
   if (asked > most) {
     const smaller = kvDtype === "f32" && caps.f16 ? ', or use kvDtype "f16"' : "";
@@ -131,6 +128,18 @@ export function chooseContextLength(asked: number | undefined, room: Room): numb
     );
   }
   return asked;
+}
+
+/** Refuses a context that the model cannot have on any device. */
+function checkContextLength(contextLength: number, config: DecoderConfig): void {
+  if (!(Number.isInteger(contextLength) && contextLength >= 1)) {
+    throw new RangeError(`Cannot load the model: contextLength is ${contextLength}, give a whole number from 1`);
+  }
+  if (contextLength > config.contextLength) {
+    throw new RangeError(
+      `Cannot load the model: contextLength is ${contextLength}, and it was made for ${config.contextLength}: give that or less`,
+    );
+  }
 }
 
 /** Blocks of the largest pool: a layer's keys are written through one binding. */

@@ -1,10 +1,18 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { openCheckpoint } from "../model/checkpoint.ts";
 import { readConfig } from "../model/config.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
 import type { Caps } from "../tensor/kernel.ts";
-import { BLOCK_SIZE, chooseContextLength, choosePoolBlocks, estimate, MAX_SEQUENCES, type Room } from "./memory.ts";
+import {
+  BLOCK_SIZE,
+  chooseContextLength,
+  choosePoolBlocks,
+  estimate,
+  estimateMemory,
+  MAX_SEQUENCES,
+  type Room,
+} from "./memory.ts";
 
 const CAPS: Caps = {
   subgroups: false,
@@ -50,6 +58,16 @@ Deno.test("a context that the model or the device cannot have is refused with bo
     'contextLength is 513, and this device binds a cache of 512 tokens: give that or less, or use kvDtype "f16"',
   );
   assertEquals(choosePoolBlocks(512, narrow), 512 / BLOCK_SIZE);
+});
+
+Deno.test("an estimate is refused where loading would be", async () => {
+  const source = fileSource(`${import.meta.dirname}/../model/assets/stories`);
+  const most = await estimateMemory(source, { contextLength: 1024 });
+  assertEquals(most.kvCache, 1024 * kvBytesPerToken(await readConfig(source), "f16", true));
+  const refused = (contextLength: number, message: string): Promise<unknown> =>
+    assertRejects(() => estimateMemory(source, { contextLength }), RangeError, message);
+  await refused(1025, "contextLength is 1025, and it was made for 1024: give that or less");
+  await refused(0, "contextLength is 0, give a whole number");
 });
 
 Deno.test("the pool has room for every sequence where there is memory, and for one where there is not", async () => {
