@@ -87,20 +87,8 @@ fn mass(lane: u32, row: Row, by_weight: bool, at: Thresholds) -> Eight {
 }`;
 }
 
-/** The threshold searches, of keys and, among equal keys, of ids. One loop for both filters keeps `mass` inlined once. */
-function filterWgsl(vocabulary: number, lanes: number, groups: number): string {
-  const masses = Array.from({ length: 8 }, (_, j) => `m.${j < 4 ? "a" : "b"}.${"xyzw"[j & 3]}`);
-  const narrow = masses.map((m, j) => `
-      if (${j === 0 ? "true" : `${m} >= want`}) {
-        low = base + ${j}u * step;
-        here = ${m};
-        high = min(low + step, end);
-        above = ${j === 7 ? "beyond" : `select(${masses[j + 1]}, beyond, low + step >= end)`};
-      }`);
-  return `
-struct Kept { key: u32, last: u32 }
-fn key_of(x: f32) -> u32 { return keys_of(vec4f(x)).x; }
-fn value_of(key: u32) -> f32 { return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u)); }
+/** The search of ids among equal keys. */
+const lastTieWgsl = (lanes: number, groups: number): string => `
 // The id of the stay-th token of this key.
 fn last_tie(lane: u32, row: Row, key: u32, stay: f32) -> u32 {
   var first = 0u;
@@ -116,7 +104,22 @@ fn last_tie(lane: u32, row: Row, key: u32, stay: f32) -> u32 {
     if (sum_over_lanes(lane, count) >= stay) { last = middle; } else { first = middle + 1u; }
   }
   return last;
-}
+}`;
+
+/** The searches of key thresholds. One loop for both filters keeps `mass` inlined once. */
+function filterWgsl(vocabulary: number, lanes: number): string {
+  const masses = Array.from({ length: 8 }, (_, j) => `m.${j < 4 ? "a" : "b"}.${"xyzw"[j & 3]}`);
+  const narrow = masses.map((m, j) => `
+      if (${j === 0 ? "true" : `${m} >= want`}) {
+        low = base + ${j}u * step;
+        here = ${m};
+        high = min(low + step, end);
+        above = ${j === 7 ? "beyond" : `select(${masses[j + 1]}, beyond, low + step >= end)`};
+      }`);
+  return `
+struct Kept { key: u32, last: u32 }
+fn key_of(x: f32) -> u32 { return keys_of(vec4f(x)).x; }
+fn value_of(key: u32) -> f32 { return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u)); }
 // Invariant of the inner loop: mass(key >= low) is \`here\` >= want, mass(key >= high) is \`above\` < want.
 fn filter_row(lane: u32, row: Row, top_k: u32, top_p: f32, margin: f32) -> Kept {
   var kept = Kept(key_of(max(row.largest + margin, ${lowestLogit})), 0xffffffffu);
@@ -245,7 +248,8 @@ function sampleWgsl(call: KernelCall<SampleParams>, caps: Caps): KernelSource {
       bestWgsl("values", vocabulary, lanes),
       sumWgsl(lanes),
       measureWgsl(lanes, groups),
-      filterWgsl(vocabulary, lanes, groups),
+      lastTieWgsl(lanes, groups),
+      filterWgsl(vocabulary, lanes),
       keepWgsl,
       ...(draws ? [philoxWgsl, drawWgsl(lanes, groups)] : []),
     ].join("\n"),
