@@ -19,17 +19,12 @@ import type { Kernel, KernelCall, TensorType } from "../tensor/kernel.ts";
 import { kernelNode, type Node, output } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttention, pagedAttentionKernel } from "./attention.ts";
 import { type PagedAttentionParams, sizesOf, TILE } from "./attention_layout.ts";
-import {
-  type DecodeAttentionParams,
-  decodeLayoutOf,
-  type MergeParams,
-  mergeSizesOf,
-  mergeWgsl,
-  partialsWgsl,
-} from "./decode_attention_wgsl.ts";
+import { type MergeParams, mergeSizesOf, mergeWgsl } from "./attention_merge_wgsl.ts";
+import { type DecodeAttentionParams, decodeLayoutOf, partialsWgsl } from "./decode_attention_wgsl.ts";
 import { rowGrid } from "./row_grid.ts";
 
-export type { DecodeAttentionParams, MergeParams } from "./decode_attention_wgsl.ts";
+export type { MergeParams } from "./attention_merge_wgsl.ts";
+export type { DecodeAttentionParams } from "./decode_attention_wgsl.ts";
 
 /** Workgroups that fill a large GPU; a run with more rows than that gives each workgroup several tiles. */
 const enoughWorkgroups = 1024;

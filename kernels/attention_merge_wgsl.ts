@@ -1,0 +1,117 @@
+/**
+ * The WGSL of split attention's second dispatch: partial results of a row's tiles, merged in order.
+ *
+ * @module
+ */
+import { type Dim, maxOf } from "../tensor/dim.ts";
+import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
+import { LOWEST, TILE } from "./attention_layout.ts";
+import { rowWgsl } from "./row_grid.ts";
+
+/** Parameters of the merge. */
+export interface MergeParams {
+  /** Factor on scores. */
+  readonly scale: number;
+}
+
+const repeat = (count: number, text: (i: number) => string): string =>
+  Array.from({ length: count }, (_, i) => text(i)).join("");
+
+/** WGSL that finds the sequence of `row` and how many keys it sees; in a batch of single queries that is one look. */
+export function seenWgsl(sequences: Dim): string {
+  return `
+  let sequences = ${dimWgsl(sequences)};
+  var sequence = min(row, max(sequences, 1u) - 1u);
+  if (u32(query_start(sequence)) > row || u32(query_start(sequence + 1u)) <= row) {
+    sequence = 0u;
+    var beyond = sequences + 1u;
+    while (beyond - sequence > 1u) {
+      let middle = (sequence + beyond) >> 1u;
+      if (u32(query_start(middle)) <= row) { sequence = middle; } else { beyond = middle; }
+    }
+  }
+  var seen = 0u;
+  if (sequence < sequences) {
+    seen = u32(max(context_lens(sequence) - query_start(sequence + 1u) + i32(row) + 1, 0));
+  }
+  let tiles = (seen + ${TILE - 1}u) >> 7u;`;
+}
+
+/** Sizes of a merge. */
+export function mergeSizesOf(
+  { inputs }: KernelCall<MergeParams>,
+): { rows: Dim; sequences: Dim; tiles: number; heads: number; headDim: number } {
+  const [rows, tiles, heads, headDim] = inputs[0]!.shape as [Dim, number, number, number];
+  return { rows, tiles, heads, headDim, sequences: inputs[3]!.shape[0]! };
+}
+
+/** Tiles whose sums a lane waits for at a time: many where few rows leave little else to wait for. */
+function heldTilesOf(rows: Dim, tiles: number): number {
+  return tiles <= 8 ? 4 : maxOf(rows) <= 8 && tiles > 32 ? 32 : 8;
+}
+
+/**
+ * The shader of a merge: one workgroup a row and head, one lane a feature. The lanes first find the factors of as many
+ * tiles as there are lanes, by a scan of the maxima; then each adds tile after tile.
+ */
+export function mergeWgsl(call: KernelCall<MergeParams>, _caps: Caps): KernelSource {
+  const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
+  const heldTiles = heldTilesOf(rows, tileCount);
+  const lanes = Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
+  const load = (u: number, tile: string) =>
+    `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;
+  return {
+    inputs: [{ name: "sums" }, { name: "stats", width: 2 }, { name: "query_start" }, { name: "context_lens" }],
+    outputs: [{ name: "attended" }],
+    workgroupSize: [lanes, 1, 1],
+    declarations: `
+var<workgroup> greatest_to: array<f32, ${lanes}>;
+var<workgroup> factors: array<vec4f, ${lanes}>;`,
+    main: `${rowWgsl(dimWgsl(rows))}
+  let head = workgroup.x;
+  let feature = min(lane, ${headDim - 1}u);
+  ${seenWgsl(sequences)}
+  var greatest_so_far = ${LOWEST};
+  var total = 0.0;
+  var value = 0.0;
+  ${repeat(heldTiles, (u) => `var held${u} = 0.0; `)}
+  if (tiles > 0u) { ${repeat(heldTiles, (u) => load(u, `${u}u`))} }
+  for (var round = 0u; round < tiles; round += ${lanes}u) {
+    let count = min(${lanes}u, tiles - round);
+    let own = stats((row * ${tileCount}u + min(round + lane, tiles - 1u)) * ${heads}u + head);
+    let inside = lane < count;
+    var greatest = select(${LOWEST}, own.x, inside);
+    greatest_to[lane] = greatest;
+    workgroupBarrier();
+    for (var step = 1u; step < count; step <<= 1u) {
+      let other = greatest_to[max(lane, step) - step];
+      workgroupBarrier();
+      greatest = max(greatest, other);
+      greatest_to[lane] = greatest;
+      workgroupBarrier();
+    }
+    let prior = max(greatest_so_far, select(${LOWEST}, greatest_to[max(lane, 1u) - 1u], lane > 0u));
+    let next = max(greatest_so_far, greatest);
+    let before = exp2((prior - next) * ${exponent});
+    let now = exp2((own.x - next) * ${exponent});
+    factors[lane] = select(vec4f(1.0, 0.0, 0.0, 0.0), vec4f(before, now, own.y * now, 0.0), inside);
+    greatest_so_far = max(greatest_so_far, greatest_to[${lanes - 1}]);
+    workgroupBarrier();
+    for (var j = 0u; j < count; j += ${heldTiles}u) {
+      ${
+      repeat(heldTiles, (u) =>
+        `{
+        let factor = factors[j + ${u}u];
+        value = fma(value, factor.x, held${u} * factor.y);
+        total = fma(total, factor.x, factor.z);
+        ${load(u, `round + j + ${u + heldTiles}u`)}
+      }
+      `)
+    }
+    }
+    workgroupBarrier();
+  }
+  let weight = select(0.0, 1.0 / max(total, 1e-37), total > 0.0);
+  if (lane < ${headDim}u) { store_attended((row * ${heads}u + head) * ${headDim}u + lane, value * weight); }`,
+  };
+}
