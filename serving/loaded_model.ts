@@ -155,7 +155,7 @@ export class LoadedModel implements Model {
     if (prompt.length >= contextLength) {
       throw new Error(
         `Cannot generate: the prompt has ${prompt.length} tokens, and a context of ${contextLength} has room for ` +
-          `${contextLength - 1} and an answer. Shorten it, or load the model with a longer context.`,
+          `${contextLength - 1} and an answer. Shorten it${longerContext(contextLength, config)}.`,
       );
     }
     const submitted = new Generation({ prompt, parameters, tokenizer, contextLength, signal: options.signal });
@@ -168,10 +168,18 @@ export class LoadedModel implements Model {
     checkTokenIds(ids, this.config.vocabSize, "ids");
     if (ids.length > most) {
       throw new Error(
-        `Cannot compute ${what}: ${ids.length} tokens do not fit a context of ${most}. Load the model with a longer context.`,
+        `Cannot compute ${what}: ${ids.length} tokens do not fit a context of ${most}. Shorten them` +
+          `${longerContext(most, this.config)}.`,
       );
     }
   }
+}
+
+/** What else there is than a shorter prompt. */
+function longerContext(contextLength: number, config: DecoderConfig): string {
+  return contextLength < config.contextLength
+    ? `, or load the model with a context of up to ${config.contextLength}`
+    : ": the model cannot take more";
 }
 
 /** ln of the softmax at `id`, in float64. */

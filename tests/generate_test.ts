@@ -135,9 +135,13 @@ Deno.test("the story model", async (t) => {
     await assertRejects(
       () => model.complete({ tokens: long }),
       Error,
-      "the prompt has 1024 tokens, and a context of 1024",
+      "the prompt has 1024 tokens, and a context of 1024 has room for 1023 and an answer. Shorten it: the model cannot take more",
     );
-    await assertRejects(() => model.logits([...long, 5]), Error, "1025 tokens do not fit a context of 1024");
+    await assertRejects(
+      () => model.logits([...long, 5]),
+      Error,
+      "1025 tokens do not fit a context of 1024. Shorten them: the model cannot take more",
+    );
     await assertRejects(() => model.complete({ prompt: "" }), Error, "prompt is empty");
     await assertRejects(() => model.complete({ prompt: "a", topP: 2 }), RangeError, "topP is 2");
   });
@@ -154,6 +158,8 @@ Deno.test("generation ends with the context, and each of many gets its own answe
     assertEquals(together[i]!.tokens, alone.tokens);
     assertEquals([alone.tokens.length, alone.finishReason], [20 - prompt.length, "length"]);
   }
+  const longer = "Shorten it, or load the model with a context of up to 512";
+  await assertRejects(() => complete(Array<number>(20).fill(1)), Error, longer);
   assert(model.explain().includes("paged_attention"));
 });
 
