@@ -71,7 +71,7 @@ Deno.test("a prompt is text, messages or ids, one of them and not empty", () => 
   assertEquals(encodePrompt({ tokens: [1, 2] }, model), [1, 2]);
   const bad: [GenerateOptions, string][] = [
     [{}, "none was given"],
-    [{ prompt: "a", messages: [] }, "prompt and messages was given"],
+    [{ prompt: "a", messages: [] }, "prompt and messages were given"],
     [{ tokens: [] }, "tokens is empty"],
     [{ tokens: [1, 10] }, "no token 10"],
     [{ tokens: [1.5] }, "no token 1.5"],

@@ -26,8 +26,8 @@ export interface PromptEncoder {
 export function encodePrompt(options: GenerateOptions, model: PromptEncoder): number[] {
   const ways = (["prompt", "messages", "tokens"] as const).filter((way) => options[way] !== undefined);
   if (ways.length !== 1) {
-    const given = ways.length === 0 ? "none" : ways.join(" and ");
-    throw new Error(`Cannot generate: give one of prompt, messages and tokens, ${given} was given`);
+    const given = ways.length === 0 ? "none was" : `${ways.join(" and ")} were`;
+    throw new Error(`Cannot generate: give one of prompt, messages and tokens, ${given} given`);
   }
   const ids = options.tokens ? [...options.tokens] : encodeText(options, model);
   if (ids.length === 0) throw new Error(`Cannot generate: ${ways[0]} is empty, give at least one token`);
