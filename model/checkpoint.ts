@@ -58,7 +58,11 @@ export async function openCheckpoint(source: Source): Promise<Checkpoint> {
     for (const tensor of file.tensors.values()) {
       const other = tensors.get(tensor.name);
       if (other) {
-        throw new SafetensorsError("duplicate name", path, `tensor "${tensor.name}" is in "${other.path}" too`);
+        throw new SafetensorsError(
+          "duplicate name",
+          { source, path },
+          `tensor "${tensor.name}" is in "${other.path}" too`,
+        );
       }
       tensors.set(tensor.name, tensor);
       totalBytes += tensor.length;
@@ -68,7 +72,11 @@ export async function openCheckpoint(source: Source): Promise<Checkpoint> {
     const found = tensors.get(name)?.path;
     if (found === path) continue;
     const where = found === undefined ? "it has none" : `it is in "${found}"`;
-    throw new SafetensorsError("index", INDEX, `it names tensor ${JSON.stringify(name)} in "${path}", but ${where}`);
+    throw new SafetensorsError(
+      "index",
+      { source, path: INDEX },
+      `it names tensor ${JSON.stringify(name)} in "${path}", but ${where}`,
+    );
   }
   return { source, paths, tensors, totalBytes };
 }
@@ -78,25 +86,27 @@ async function openShard(source: Source, path: string, named: boolean): ReturnTy
     return await openSafetensors(source, path);
   } catch (error) {
     if (!named || !(error instanceof SafetensorsError) || error.problem !== "missing file") throw error;
-    throw new SafetensorsError("index", INDEX, `it names the file "${path}", which ${source.name} does not have`);
+    throw new SafetensorsError("index", { source, path: INDEX }, `it names the file "${path}", which is not there`);
   }
 }
 
 /** The index's `weight_map`, file by tensor name; undefined where there is no index. */
 async function readIndex(source: Source): Promise<Map<string, string> | undefined> {
   const json = await readJson(source, INDEX).catch((error: Error) => {
-    throw error.cause instanceof SyntaxError ? new SafetensorsError("index", INDEX, error.cause.message) : error;
+    throw error.cause instanceof SyntaxError
+      ? new SafetensorsError("index", { source, path: INDEX }, error.cause.message)
+      : error;
   });
   if (json === undefined) return undefined;
   const map = (json as { weight_map?: unknown } | null)?.weight_map;
   if (typeof map !== "object" || map === null || Array.isArray(map) || Object.keys(map).length === 0) {
-    throw new SafetensorsError("index", INDEX, "it has no weight_map");
+    throw new SafetensorsError("index", { source, path: INDEX }, "it has no weight_map");
   }
   for (const [name, path] of Object.entries(map)) {
     if (typeof path !== "string" || !path.endsWith(".safetensors")) {
       throw new SafetensorsError(
         "index",
-        INDEX,
+        { source, path: INDEX },
         `it puts tensor "${name}" in ${JSON.stringify(path)}, no safetensors file`,
       );
     }
@@ -109,7 +119,7 @@ async function findFiles(source: Source): Promise<string[]> {
   if (await source.size("model.safetensors") !== undefined) return ["model.safetensors"];
   const paths = (await source.list()).filter((path) => /^model[^/]*\.safetensors$/.test(path));
   if (paths.length > 0) return paths;
-  throw new SafetensorsError("missing file", "model.safetensors", `${source.name} has no model*.safetensors`);
+  throw new SafetensorsError("missing file", { source, path: "model.safetensors" }, "there is no model*.safetensors");
 }
 
 /**

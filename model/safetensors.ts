@@ -72,15 +72,24 @@ export type SafetensorsProblem =
   | "hole"
   | "index";
 
+/** A file for messages: its path alone would not tell which of many models it belongs to. */
+export interface FilePlace {
+  /** Where it comes from. */
+  readonly source: Pick<Source, "name">;
+  /** The file, as the source knows it. */
+  readonly path: string;
+}
+
 /** A malformed safetensors file, or an index that does not fit its files. */
 export class SafetensorsError extends Error {
   /**
    * Words the problem of a file.
    *
    * @param problem which check failed.
+   * @param file which file, and where it is.
    */
-  constructor(readonly problem: SafetensorsProblem, path: string, reason: string) {
-    super(`Cannot load "${path}": ${reason}`);
+  constructor(readonly problem: SafetensorsProblem, file: FilePlace, reason: string) {
+    super(`Cannot load "${file.path}" of ${file.source.name}: ${reason}`);
     this.name = "SafetensorsError";
   }
 }
@@ -106,15 +115,16 @@ const MAX_HEADER_BYTES = 100_000_000;
  * ```
  */
 export async function openSafetensors(source: Source, path: string): Promise<SafetensorsFile> {
+  const file: FilePlace = { source, path };
   const size = await source.size(path);
-  if (size === undefined) throw new SafetensorsError("missing file", path, `${source.name} has no such file`);
-  if (size < 8) throw new SafetensorsError("truncated file", path, `it has ${size} bytes, a header length takes 8`);
+  if (size === undefined) throw new SafetensorsError("missing file", file, "there is no such file");
+  if (size < 8) throw new SafetensorsError("truncated file", file, `it has ${size} bytes, a header length takes 8`);
   const prefix = await source.read(path, 0, 8);
   const headerBytes = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
   if (headerBytes > BigInt(MAX_HEADER_BYTES)) {
     throw new SafetensorsError(
       "header length",
-      path,
+      file,
       `header says ${headerBytes} bytes, the format allows ${MAX_HEADER_BYTES}: is it a safetensors file?`,
     );
   }
@@ -122,34 +132,34 @@ export async function openSafetensors(source: Source, path: string): Promise<Saf
   if (dataStart > size) {
     throw new SafetensorsError(
       "header length",
-      path,
+      file,
       `header says ${headerBytes} bytes, file has ${size - 8} after it`,
     );
   }
-  const header = parseHeader(path, await source.read(path, 8, Number(headerBytes)));
+  const header = parseHeader(file, await source.read(path, 8, Number(headerBytes)));
   const tensors: TensorInfo[] = [];
   let metadata: Record<string, string> = {};
   for (const [name, entry] of Object.entries(header)) {
-    if (name === "__metadata__") metadata = parseMetadata(path, entry);
-    else tensors.push(parseEntry(path, name, entry, dataStart));
+    if (name === "__metadata__") metadata = parseMetadata(file, entry);
+    else tensors.push(parseEntry(file, name, entry, dataStart));
   }
-  checkLayout(path, tensors, dataStart, size);
+  checkLayout(file, tensors, dataStart, size);
   return { path, tensors: new Map(tensors.map((tensor) => [tensor.name, tensor])), metadata };
 }
 
-function parseHeader(path: string, bytes: Uint8Array): Record<string, unknown> {
+function parseHeader(file: FilePlace, bytes: Uint8Array): Record<string, unknown> {
   let text: string;
   let header: unknown;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
     header = JSON.parse(text);
   } catch (cause) {
-    throw new SafetensorsError("header text", path, `the header is not JSON (${(cause as Error).message})`);
+    throw new SafetensorsError("header text", file, `the header is not JSON (${(cause as Error).message})`);
   }
-  if (!isRecord(header)) throw new SafetensorsError("header text", path, "the header is no JSON object");
+  if (!isRecord(header)) throw new SafetensorsError("header text", file, "the header is no JSON object");
   const duplicate = duplicateKey(text);
   if (duplicate !== undefined) {
-    throw new SafetensorsError("duplicate name", path, `the header names ${JSON.stringify(duplicate)} twice`);
+    throw new SafetensorsError("duplicate name", file, `the header names ${JSON.stringify(duplicate)} twice`);
   }
   return header;
 }
@@ -173,16 +183,16 @@ function duplicateKey(json: string): string | undefined {
   return undefined;
 }
 
-function parseMetadata(path: string, entry: unknown): Record<string, string> {
+function parseMetadata(file: FilePlace, entry: unknown): Record<string, string> {
   if (isRecord(entry) && Object.values(entry).every((value) => typeof value === "string")) {
     return entry as Record<string, string>;
   }
-  throw new SafetensorsError("header text", path, "__metadata__ is no object of strings");
+  throw new SafetensorsError("header text", file, "__metadata__ is no object of strings");
 }
 
-function parseEntry(path: string, name: string, entry: unknown, dataStart: number): TensorInfo {
+function parseEntry(file: FilePlace, name: string, entry: unknown, dataStart: number): TensorInfo {
   const fail = (problem: SafetensorsProblem, reason: string): never => {
-    throw new SafetensorsError(problem, path, `tensor ${JSON.stringify(name)} ${reason}`);
+    throw new SafetensorsError(problem, file, `tensor ${JSON.stringify(name)} ${reason}`);
   };
   if (!isRecord(entry)) return fail("tensor entry", "has no dtype, shape and data_offsets");
   const { dtype, shape, data_offsets: offsets } = entry;
@@ -212,11 +222,11 @@ function parseEntry(path: string, name: string, entry: unknown, dataStart: numbe
       `of ${dtype} [${shape.join(", ")}] takes ${length} bytes, its offsets give ${end - begin}`,
     );
   }
-  return { name, dtype: dtype as SafetensorsDtype, shape, path, offset: dataStart + begin, length };
+  return { name, dtype: dtype as SafetensorsDtype, shape, path: file.path, offset: dataStart + begin, length };
 }
 
 /** Sorts tensors by place and proves that they fill the data part exactly: none past the end, no overlap, no hole. */
-function checkLayout(path: string, tensors: TensorInfo[], dataStart: number, size: number): void {
+function checkLayout(file: FilePlace, tensors: TensorInfo[], dataStart: number, size: number): void {
   tensors.sort((a, b) => a.offset - b.offset || a.length - b.length);
   let end = dataStart;
   let previous = "the header";
@@ -224,19 +234,19 @@ function checkLayout(path: string, tensors: TensorInfo[], dataStart: number, siz
     const name = JSON.stringify(tensor.name);
     if (tensor.offset + tensor.length > size) {
       const needed = tensor.offset + tensor.length;
-      throw new SafetensorsError("truncated file", path, `tensor ${name} ends at byte ${needed}, file has ${size}`);
+      throw new SafetensorsError("truncated file", file, `tensor ${name} ends at byte ${needed}, file has ${size}`);
     }
     if (tensor.offset < end) {
       throw new SafetensorsError(
         "overlap",
-        path,
+        file,
         `tensor ${name} overlaps ${previous} by ${end - tensor.offset} bytes`,
       );
     }
     if (tensor.offset > end) {
       throw new SafetensorsError(
         "hole",
-        path,
+        file,
         `${tensor.offset - end} bytes before tensor ${name} belong to no tensor`,
       );
     }
@@ -244,7 +254,7 @@ function checkLayout(path: string, tensors: TensorInfo[], dataStart: number, siz
     previous = name;
   }
   if (end < size) {
-    throw new SafetensorsError("trailing bytes", path, `header says the tensors end at byte ${end}, file has ${size}`);
+    throw new SafetensorsError("trailing bytes", file, `header says the tensors end at byte ${end}, file has ${size}`);
   }
 }
 

@@ -77,7 +77,7 @@ for (const [problem, message, bytes] of MALFORMED) {
     const source = memorySource(bytes ? { "x.safetensors": bytes } : {});
     const error = await assertRejects(() => openSafetensors(source, "x.safetensors"), SafetensorsError, message);
     assertEquals(error.problem, problem);
-    assert(error.message.startsWith('Cannot load "x.safetensors": '), error.message);
+    assert(error.message.startsWith('Cannot load "x.safetensors" of memory: '), error.message);
   });
 }
 
@@ -114,7 +114,7 @@ const BAD_INDEXES: [string, SafetensorsProblem, Record<string, string>, Record<s
     ...SHARDS,
     "model-2.safetensors": file({ a: entry("U8", [1], 0, 1), b: entry("U8", [1], 1, 2) }, 2),
   }],
-  ["has no model*.safetensors", "missing file", {}, { "other.safetensors": file({}, 0) }],
+  ["there is no model*.safetensors", "missing file", {}, { "other.safetensors": file({}, 0) }],
 ];
 
 for (const [message, problem, json, shards] of BAD_INDEXES) {
@@ -125,6 +125,7 @@ for (const [message, problem, json, shards] of BAD_INDEXES) {
       message,
     );
     assertEquals(error.problem, problem);
+    assert(/^Cannot load "[^"]+" of memory: /.test(error.message), error.message);
   });
 }
 
