@@ -102,6 +102,11 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
   }
   checkTokenIds(options.stopTokenIds ?? [], vocabSize, "stopTokenIds");
   const bias = Object.entries(options.logitBias ?? {});
+  for (const [id] of bias) {
+    if (String(Number(id)) !== id || id === "NaN") {
+      throw new RangeError(`Cannot use logitBias: its key "${id}" is no token id, give a whole number`);
+    }
+  }
   checkTokenIds(bias.map(([id]) => Number(id)), vocabSize, "logitBias");
   for (const [id, value] of bias) {
     if (!(typeof value === "number" && Number.isFinite(value))) {

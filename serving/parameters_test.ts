@@ -58,6 +58,8 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
     [{ stop: ["a", ""] }, "a stop string is empty"],
     [{ stopTokenIds: [10] }, "the model has no token 10, its ids are 0 to 9"],
     [{ logitBias: { 12: 1 } }, "Cannot use logitBias: the model has no token 12"],
+    [{ logitBias: { x: 1 } as Record<number, number> }, 'Cannot use logitBias: its key "x" is no token id'],
+    [{ logitBias: { "": 1 } as Record<number, number> }, 'its key "" is no token id'],
     [{ logitBias: { 2: -Infinity } }, "logitBias of token 2 is -Infinity"],
     [{ temperature: "hot" as unknown as number }, "temperature is hot"],
   ];
