@@ -37,15 +37,22 @@ export async function openSource(source?: string | Source, options: LoadOptions 
 export async function openNamed(source: string | Source | undefined, options: LoadOptions): Promise<NamedSource> {
   const { revision, onProgress, signal } = options;
   if (source === undefined) {
+    refuseRevision(revision, "the story model");
     return { name: "the story model", source: fileSource(await storyModelFolder({ onProgress, signal })) };
   }
   if (typeof source !== "string") {
-    if (typeof source?.readText === "function") return { name: source.name, source };
-    throw new TypeError(`Cannot load ${Deno.inspect(source)}: give a folder, a Hugging Face id or a Source`);
+    if (typeof source?.readText !== "function") {
+      throw new TypeError(`Cannot load ${Deno.inspect(source)}: give a folder, a Hugging Face id or a Source`);
+    }
+    refuseRevision(revision, source.name);
+    return { name: source.name, source };
   }
   const name = source.replace(/(?<=.)\/+$/, "");
   const kind = await kindOf(name);
-  if (kind === "folder") return { name, source: fileSource(name) };
+  if (kind === "folder") {
+    refuseRevision(revision, name);
+    return { name, source: fileSource(name) };
+  }
   if (kind === "file") throw new Error(`Cannot load "${source}": it is a file, give the folder that holds it`);
   if (!isHubId(name)) {
     throw new Error(
@@ -63,6 +70,14 @@ export async function openNamed(source: string | Source | undefined, options: Lo
     throw cause;
   });
   return { name, source: fileSource(folder) };
+}
+
+/** To ignore it would be to load something else than was asked for. */
+function refuseRevision(revision: string | undefined, name: string): void {
+  if (revision === undefined) return;
+  throw new Error(
+    `Cannot load revision "${revision}" of ${name}: only models on the hub have revisions, leave it out`,
+  );
 }
 
 function downloadProgress(progress: DownloadProgress): LoadProgress {
