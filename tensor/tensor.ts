@@ -332,7 +332,12 @@ function fill(values: Nested, shape: readonly number[], into: number[]): void {
   const fits = Array.isArray(values) ? values.length === size : size === undefined;
   if (!fits) throw new Error("Cannot make a tensor of ragged arrays: every row needs the same length");
   if (Array.isArray(values)) values.forEach((value) => fill(value as Nested, rest, into));
-  else into.push(Number(values));
+  else if (typeof values === "number" || typeof values === "boolean") into.push(Number(values));
+  else throw new TypeError(`Cannot make a tensor of ${describe(values)}: give numbers or booleans`);
+}
+
+function describe(value: unknown): string {
+  return typeof value === "string" ? JSON.stringify(value) : String(value);
 }
 
 /**
@@ -341,7 +346,7 @@ function fill(values: Nested, shape: readonly number[], into: number[]): void {
  *
  * @param values The numbers.
  * @param options `dtype`, and `shape` for flat arrays.
- * @throws {Error} for ragged arrays, and a shape that the values do not fill.
+ * @throws {Error} for ragged arrays, what is no number, and a shape that the values do not fill.
  *
  * @example
  * ```ts
