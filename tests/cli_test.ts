@@ -149,9 +149,9 @@ Deno.test("a reader that is gone ends the program quietly", async () => {
 
 Deno.test("perplexity: windows of the context's length, weighted by their tokens", async () => {
   const files = { "book.txt": Array(12).fill("word").join(" ") };
-  const { code, stdout } = await runFake(["perplexity", "book.txt", "--json"], { files });
+  const { code, stdout, stderr } = await runFake(["perplexity", "book.txt", "--json"], { files });
   const nll = (8 * 7 + 4 * 3) / 10;
-  assertEquals(code, 0);
+  assertEquals([code, stderr], [0, "Measuring: 0 of 12 tokens\nMeasuring: 8 of 12 tokens\n"]);
   assertEquals(JSON.parse(stdout), {
     nll,
     perplexity: Math.exp(nll),
