@@ -9,7 +9,11 @@ import type { CommandContext } from "./context.ts";
 import type { LoadedModel } from "./library.ts";
 import { readAll, withoutLineBreak } from "./lines.ts";
 import { loadModel, requestOf, samplingOptions } from "./load.ts";
+import { showLate } from "./progress.ts";
 import { writeStatistics } from "./statistics.ts";
+
+/** A wait for the first token that is longer is explained: a long prompt takes minutes on a CPU. */
+const PATIENCE_MS = 2000;
 
 /** Runs the command. */
 export async function generate(context: CommandContext): Promise<number> {
@@ -34,7 +38,9 @@ async function stream(context: CommandContext, model: LoadedModel, request: Gene
   const asIds = request.tokens !== undefined && options.tokenIds !== undefined;
   let count = 0;
   let last: Chunk | undefined;
+  await using reading = showLate(terminal, "Reading the prompt …", PATIENCE_MS);
   for await (const chunk of model.generate(request)) {
+    if (!last) await reading[Symbol.asyncDispose]();
     last = chunk;
     const ids = chunk.tokens.map((id) => count++ === 0 ? `${id}` : `,${id}`).join("");
     await terminal.stdout.write(asIds ? ids : chunk.text);

@@ -63,6 +63,18 @@ export class ProgressLine implements AsyncDisposable {
   }
 }
 
+/** Shows a line of progress where a wait grows long; disposing ends it, any number of times. */
+export function showLate(terminal: Terminal, text: string, afterMs: number): AsyncDisposable {
+  const line = new ProgressLine(terminal);
+  const timer = setTimeout(() => line.show(text), afterMs);
+  return {
+    [Symbol.asyncDispose]() {
+      clearTimeout(timer);
+      return line[Symbol.asyncDispose]();
+    },
+  };
+}
+
 /** `Downloading ████▌   45%  6.8 of 15.1 MB  8.2 MB/s  0:12 left`, as much of it as fits. */
 export function progressText(files: readonly LoadProgress[], width: number): string {
   const phase = files.at(-1)?.phase ?? "load";

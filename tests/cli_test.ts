@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { showLate } from "../cli/progress.ts";
 import { fileSource } from "../model/deno/file_source.ts";
-import { type FakeOptions, runFake } from "./fake_terminal.ts";
+import { type FakeOptions, fakeTerminal, runFake } from "./fake_terminal.ts";
 
 const root = new URL("../", import.meta.url);
 const stories = decodeURIComponent(new URL("../model/assets/stories", import.meta.url).pathname);
@@ -63,6 +64,19 @@ Deno.test("generate: on a terminal, progress and a dim line of statistics on sta
   assertStringIncludes(stderr, `\x1b[2m${line}\x1b[22m\n`);
   const plain = await runFake(["generate", "Hi"], { tty: true, env: { NO_COLOR: "1" } });
   assertStringIncludes(plain.stderr, `\r\x1b[K${line}\n`);
+});
+
+Deno.test("progress: a long wait shows a line, wiped by its end; a short one and no terminal show none", async () => {
+  const wait = async (tty: boolean, afterMs: number): Promise<string> => {
+    const { terminal, output } = fakeTerminal({ tty });
+    await using late = showLate(terminal, "Reading …", afterMs);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    await late[Symbol.asyncDispose]();
+    return output.stderr;
+  };
+  assertEquals(await wait(true, 1), "\r\x1b[K\x1b[2mReading …\x1b[22m\r\x1b[K");
+  assertEquals(await wait(true, 1000), "");
+  assertEquals(await wait(false, 1), "");
 });
 
 Deno.test("generate: the environment stands in for flags, and the command line goes before it", async () => {
