@@ -49,7 +49,7 @@ export class Device {
   readonly caps: Caps;
   /** Reads results back. */
   readonly readback: Readback;
-  /** Bytes of buffers alive. */
+  /** Bytes of buffers alive, those of reading back among them. */
   allocated = 0;
   /** Most bytes alive at one time. */
   peak = 0;
@@ -74,7 +74,7 @@ export class Device {
     fastReadback: boolean,
   ) {
     this.caps = caps;
-    this.readback = new Readback(gpu, fastReadback);
+    this.readback = new Readback(gpu, fastReadback, (bytes, usage, what) => this.allocate(bytes, usage, what));
     this.#failed = new Promise((_, reject) => this.#fail = reject);
     this.#failed.catch(() => {});
     gpu.lost.then((loss) => {

@@ -41,7 +41,7 @@ export {
 } from "./node.ts";
 export type { DispatchInfo } from "./compiler.ts";
 export { compile, type CompileOptions, Program, type RunValues } from "./program.ts";
-export { Readback } from "./readback.ts";
+export { type AllocateBuffer, Readback } from "./readback.ts";
 export { type Rule, type RuleContext, RULES } from "./rules.ts";
 export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp, type ScalarOpName } from "./scalar.ts";
 export { Slabs } from "./slab.ts";

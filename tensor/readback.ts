@@ -9,12 +9,19 @@
 
 const GUARD_BYTES = 16;
 
+/** Makes a buffer, and tells how to free it. */
+export type AllocateBuffer = (
+  bytes: number,
+  usage: GPUBufferUsageFlags,
+  what: string,
+) => { readonly buffer: GPUBuffer; readonly bytes: number; release(): void };
+
 /** Reads ranges of buffers to the host. */
 export class Readback {
-  #staging: GPUBuffer | undefined;
+  #staging: ReturnType<AllocateBuffer> | undefined;
+  #guard: ReturnType<AllocateBuffer> | undefined;
   #capacity = 0;
   #fast: boolean | undefined;
-  #guard: GPUBuffer | undefined;
   #ticket = 1;
   #queue: Promise<unknown> = Promise.resolve();
 
@@ -22,8 +29,21 @@ export class Readback {
    * A reader for a device.
    *
    * @param gpu The device. @param allowFast Whether the fast path may be tried.
+   * @param allocate Makes staging memory; the device does, unless someone keeps account.
    */
-  constructor(readonly gpu: GPUDevice, readonly allowFast: boolean = true) {}
+  constructor(
+    readonly gpu: GPUDevice,
+    readonly allowFast: boolean = true,
+    readonly allocate: AllocateBuffer = (size, usage, label) => {
+      const buffer = gpu.createBuffer({ size, usage, label });
+      return { buffer, bytes: size, release: () => buffer.destroy() };
+    },
+  ) {}
+
+  /** Bytes of staging memory: as much as the largest read so far, rounded up to a power of two. */
+  get bytes(): number {
+    return (this.#staging?.bytes ?? 0) + (this.#guard?.bytes ?? 0);
+  }
 
   /** Whether reads are taken without awaiting; undefined before the first. */
   get fast(): boolean | undefined {
@@ -41,11 +61,11 @@ export class Readback {
     if (bytes === 0) return new Uint8Array(0);
     const size = Math.ceil(bytes / 4) * 4;
     await this.#reserve(size);
-    const staging = this.#staging!, ticket = this.#ticket++ >>> 0;
-    this.gpu.queue.writeBuffer(this.#guard!, 0, new Uint32Array([ticket]));
+    const staging = this.#staging!.buffer, guard = this.#guard!.buffer, ticket = this.#ticket++ >>> 0;
+    this.gpu.queue.writeBuffer(guard, 0, new Uint32Array([ticket]));
     const encoder = this.gpu.createCommandEncoder();
     encoder.copyBufferToBuffer(source, offset, staging, GUARD_BYTES, size);
-    encoder.copyBufferToBuffer(this.#guard!, 0, staging, 0, 4);
+    encoder.copyBufferToBuffer(guard, 0, staging, 0, 4);
     this.gpu.queue.submit([encoder.finish()]);
     const range = GUARD_BYTES + size;
     if (this.#fast) {
@@ -76,22 +96,20 @@ export class Readback {
   /** Makes a staging buffer that is large enough, and maps it once with `await`: what the fast path needs. */
   async #reserve(size: number): Promise<void> {
     if (this.#staging && this.#capacity >= size) return;
-    this.#staging?.destroy();
-    this.#capacity = Math.max(4096, 2 ** Math.ceil(Math.log2(size)));
-    this.#staging = this.gpu.createBuffer({
-      size: GUARD_BYTES + this.#capacity,
-      usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
-    });
-    this.#guard ??= this.gpu.createBuffer({ size: 16, usage: GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
-    await this.#staging.mapAsync(GPUMapMode.READ);
-    this.#staging.unmap();
+    this.destroy();
+    const capacity = Math.max(4096, 2 ** Math.ceil(Math.log2(size))), { COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+    this.#guard = this.allocate(GUARD_BYTES, COPY_SRC | COPY_DST, "the guard of reading back");
+    this.#staging = this.allocate(GUARD_BYTES + capacity, MAP_READ | COPY_DST, "reading back");
+    this.#capacity = capacity;
+    await this.#staging.buffer.mapAsync(GPUMapMode.READ);
+    this.#staging.buffer.unmap();
     this.#fast ??= this.allowFast;
   }
 
   /** Frees the staging memory. */
   destroy(): void {
-    this.#staging?.destroy();
-    this.#guard?.destroy();
+    this.#staging?.release();
+    this.#guard?.release();
     this.#staging = this.#guard = undefined;
   }
 }

@@ -84,6 +84,7 @@ deviceTest("losing it ends every wait with one clear error", async (device) => {
 
 deviceTest("the memory limit is refused with its numbers, and everything is released", async (device) => {
   const before = device.allocated, large = floats(1 << 18, "table"), small = floats(1 << 17, "other");
+  const staging = device.readback.bytes;
   const resident = device.resident(large);
   const full = assertThrows(() => device.resident(small), OutOfMemoryError);
   assertEquals(
@@ -96,8 +97,11 @@ deviceTest("the memory limit is refused with its numbers, and everything is rele
   large.release();
   assertEquals(device.allocated, before);
   assertEquals((await device.readStorage(small))[5], 5);
+  assertEquals(device.readback.bytes - staging, (1 << 19) - 4096, "memory of reading back grows, and counts");
+  const more = floats(1 << 18, "more");
+  assertThrows(() => device.resident(more), OutOfMemoryError, "1.0 MiB of 1.3 MiB are in use");
   small.release();
-  assertEquals(device.allocated, before);
+  assertEquals(device.allocated - device.readback.bytes, before - staging);
 }, { memoryLimit: 1.25 * 2 ** 20 + 4096 });
 
 deviceTest("a driver that cannot allocate fails a program and leaves nothing behind", async (device) => {
