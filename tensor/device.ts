@@ -58,6 +58,7 @@ export class Device {
   #failed: Promise<never>;
   #pipelines = new Map<string, { pipeline: GPUComputePipeline; layout: GPUBindGroupLayout }>();
   #layouts = new Map<string, GPUBindGroupLayout>();
+  #verdicts = new Set<Promise<void>>();
   #closed = false;
 
   /**
@@ -106,6 +107,8 @@ export class Device {
   async orFailure<T>(work: Promise<T>): Promise<T> {
     this.check();
     try {
+      // A shader that does not compile computes nothing, and its error comes a turn later: zeros must not pass for results.
+      if (this.#verdicts.size > 0) await Promise.race([Promise.all(this.#verdicts), this.#failed]);
       return await Promise.race([work, this.#failed]);
     } catch (cause) {
       // An operation on a lost device fails in many ways: its loss, which may be reported a turn later, says why.
@@ -236,11 +239,17 @@ export class Device {
     let made = this.#pipelines.get(code);
     if (!made) {
       const layout = this.layout(bindings);
+      this.gpu.pushErrorScope("validation");
       const pipeline = this.gpu.createComputePipeline({
         label,
         layout: this.gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
         compute: { module: this.gpu.createShaderModule({ code, label }), entryPoint: "main" },
       });
+      const verdict = this.gpu.popErrorScope().then((error) => {
+        this.#verdicts.delete(verdict);
+        if (error) this.fail(new Error(`Cannot compile "${label}": ${error.message}`));
+      }, () => {}); // a lost device has no verdicts
+      this.#verdicts.add(verdict);
       this.#pipelines.set(code, made = { pipeline, layout });
     }
     return made;

@@ -13,6 +13,7 @@ import {
   type DeviceOptions,
   gather,
   input,
+  type Kernel,
   map,
   type Node,
   openDevice,
@@ -28,6 +29,7 @@ import {
   Tensor,
   tensor,
 } from "../tensor/mod.ts";
+import { runKernel } from "../tensor/run_kernel.ts";
 
 function deviceTest(name: string, fn: (device: Device) => Promise<void> | void, options: DeviceOptions = {}): void {
   Deno.test({
@@ -238,4 +240,24 @@ deviceTest("a read-back whose mapping is not there at once waits for it, from th
   readback.destroy();
   restore();
   values.release();
+});
+
+Deno.test("a shader that does not compile is an error, not zeros", async () => {
+  const device = await openDevice();
+  const broken: Kernel<null> = {
+    name: "broken",
+    infer: ([x]) => [x!],
+    wgsl: () => ({
+      inputs: [{ name: "x" }],
+      outputs: [{ name: "y" }],
+      workgroupSize: [1, 1, 1],
+      main: "let from = x(0u); store_y(0u, from);", // `from` is reserved
+    }),
+    grid: () => [1, 1, 1],
+    reference: (_call, [x]) => [Float64Array.from(x!)],
+    cost: () => ({ flops: 0, bytes: 8 }),
+  };
+  const call = { params: null, inputs: [{ dtype: "f32", shape: [1], data: new Float32Array([5]) }] } as const;
+  await assertRejects(() => runKernel(device, broken, call), Error, 'Cannot compile "broken"');
+  device.close();
 });

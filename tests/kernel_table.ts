@@ -3,6 +3,7 @@
  */
 import { cases as activation } from "../kernels/activation_cases.ts";
 import { cases as attention } from "../kernels/attention_cases.ts";
+import { mergeCases, partialsCases } from "../kernels/decode_attention_cases.ts";
 import { cases as embedding } from "../kernels/embedding_cases.ts";
 import { cases as int8Matmul } from "../kernels/int8_matmul_cases.ts";
 import { cases as kvWrite, writeCases } from "../kernels/kv_write_cases.ts";
@@ -27,6 +28,8 @@ export const KERNEL_CASES: readonly KernelCase<unknown>[] = [
   ...writeCases,
   ...kvWrite,
   ...attention,
+  ...partialsCases,
+  ...mergeCases,
   ...activation,
   ...sampling,
 ];
