@@ -127,6 +127,8 @@ export class Runner {
     const { blockSize } = this.#model.cache.options;
     const { inputs, sizes } = buildBatch(scheduled, limits, blockSize, sampler.kind === "logits" ? "all" : "last");
     program.run({ inputs: { ...inputs, ...samplingInputs(sampler, rows) }, sizes });
+    // A step of decoding is mostly followed by one like it, which is encoded while the device works on this one.
+    if (sampler.kind !== "logits" && sizes.rows === numTokens) program.encodeAhead(sizes);
     if (sizes.rows > 0) return await program.read(0, sizes);
     // Nothing to read, and yet no step may be encoded before this one is done: aborting has to take effect within a step.
     await this.#model.device.orFailure(this.#model.device.gpu.queue.onSubmittedWorkDone());

@@ -36,6 +36,7 @@ export class Program {
   #disposed = false;
   #sizes: Uint32Array<ArrayBuffer>;
   #inputs: Map<string, InputSlot>;
+  #ahead: { readonly sizes: Sizes; readonly commands: GPUCommandBuffer } | undefined;
 
   /** Use {@linkcode compile}. */
   constructor(readonly device: Device, outputs: readonly Node[], options: CompileOptions) {
@@ -67,20 +68,47 @@ export class Program {
    */
   run(values: RunValues = {}): void {
     this.#prepare(values);
-    const { gpu } = this.device;
-    const encoder = gpu.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    this.#encode(pass, values.sizes ?? {});
-    pass.end();
-    gpu.queue.submit([encoder.finish()]);
+    const { sizes = {} } = values, ahead = this.#ahead;
+    this.#ahead = undefined;
+    const commands = ahead && this.#sameSizes(ahead.sizes, sizes) ? ahead.commands : this.#commands(sizes);
+    this.device.gpu.queue.submit([commands]);
   }
 
-  #prepare(values: RunValues): void {
+  /**
+   * Encodes the next run's commands now: they depend on sizes alone, and values are uploaded when it is submitted. Between
+   * {@linkcode Program.run} and {@linkcode Program.read} the device is busy, so this costs no time (a decoder of 0.5B
+   * parameters on an H100: 0.7 of 2.7 ms a token). A run of other sizes drops what was encoded.
+   *
+   * Submitting the next run too, before reading this one, would gain nothing: in this runtime a read-back waits for all that
+   * was submitted, not for what it reads alone.
+   */
+  encodeAhead(sizes: Sizes = {}): void {
+    this.#check();
+    this.#ahead = { sizes: { ...sizes }, commands: this.#commands(sizes) };
+  }
+
+  #sameSizes(a: Sizes, b: Sizes): boolean {
+    return [...this.#compiler.sizeSlots.keys()].every((name) => a[name] === b[name]);
+  }
+
+  #commands(sizes: Sizes): GPUCommandBuffer {
+    const encoder = this.device.gpu.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    this.#encode(pass, sizes);
+    pass.end();
+    return encoder.finish();
+  }
+
+  #check(): void {
     if (this.#disposed) throw new Error("Cannot run: the program was disposed");
     this.device.check();
     for (const storage of this.#compiler.storages) {
       if (storage.released) throw new Error(`Cannot run: "${storage.label}" was released`);
     }
+  }
+
+  #prepare(values: RunValues): void {
+    this.#check();
     const sizes = values.sizes ?? {};
     for (const [name, slot] of this.#compiler.sizeSlots) this.#sizes[slot] = sizes[name] ?? 0;
     for (const slot of this.#inputs.values()) this.#fill(slot, values.inputs?.[slot.node.name]);
@@ -181,6 +209,7 @@ export class Program {
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.#ahead = undefined;
     this.#compiler.owned.forEach((resident) => resident.release());
   }
 

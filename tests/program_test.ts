@@ -9,6 +9,7 @@ import { seededRandom } from "../kernels/random.ts";
 import { randomWeight } from "../kernels/random_product.ts";
 import type { Weight, WeightFormat } from "../kernels/weight_format.ts";
 import {
+  assign,
   buffer,
   compile,
   constant,
@@ -69,6 +70,26 @@ deviceTest("a run is one upload, one pass and one submission", (device) => {
   };
   program.run({ inputs: { x: new Float32Array(2400), scale: new Float32Array(8) } });
   assertEquals(calls, { writeBuffer: 1, beginComputePass: 1, submit: 1 });
+});
+
+deviceTest("a run that was encoded ahead takes the values and sizes that it is asked for", async (device) => {
+  const tokens = new Sym("tokens", 100), calls: Record<string, number> = { createCommandEncoder: 0 };
+  const scale = new Storage("f32", [1], new Float32Array([2]), "scale");
+  using program = compile(device, () => map("mul", input("x", "f32", [tokens]), buffer(scale)));
+  count(device.gpu, "createCommandEncoder", calls);
+  const runs = [[3, 1], [3, 2], [3, 3], [70, 4], [70, 5], [2, 6]] as const, encoded: number[] = [];
+  for (const [size, value] of runs) {
+    const sizes = { tokens: size }, before = calls.createCommandEncoder!;
+    program.run({ inputs: { x: new Float32Array(size).fill(value) }, sizes });
+    encoded.push(calls.createCommandEncoder! - before);
+    program.encodeAhead(sizes);
+    assertEquals([...await program.read(0, sizes)], Array(size).fill(2 * value));
+  }
+  assertEquals(encoded, [1, 0, 0, 1, 0, 1], "only the first run of each size is encoded when it is asked for");
+  scale.release();
+  assertThrows(() => program.encodeAhead({ tokens: 2 }), Error, '"scale" was released');
+  const values = { inputs: { x: new Float32Array(2) }, sizes: { tokens: 2 } };
+  assertThrows(() => program.run(values), Error, '"scale" was released');
 });
 
 /** Counts the calls of a method. */
@@ -213,4 +234,15 @@ deviceTest("a result larger than a binding is refused with both numbers", (devic
     Error,
     "260000 bytes exceed the device's binding of 65536",
   );
+});
+
+deviceTest("state that is written is no larger than a binding", (device) => {
+  const small = new Device(device.gpu, device.info, { ...device.caps, maxBinding: PART_BYTES }, Infinity, true);
+  const state = small.storage("f32", [50_000], "pool");
+  assertThrows(
+    () => compile(small, () => assign(buffer(state), add(buffer(state), 1))),
+    Error,
+    'Cannot write to "pool" of f32 [50000]: 200000 bytes exceed the device\'s binding of 65536. Divide it.',
+  );
+  state.release();
 });
