@@ -140,16 +140,10 @@ export class Compiler {
     const results: { node: Node; at: number; bytes: number }[] = [];
     this.groups.forEach((group, at) => {
       for (const node of this.#results(group)) {
-        if (stateOf(node)) this.#placeState(node);
+        if (stateOf(node)) this.#checkWritten(node, this.#placeState(node).bytes);
         else if (!results.some((result) => result.node === node)) {
           const bytes = elementCount(node.shape) * bytesPerElement(node.dtype, f16);
-          if (bytes > this.device.caps.maxBinding) {
-            throw new Error(
-              `Cannot compute ${node.dtype} ${
-                formatShape(node.shape)
-              }: ${bytes} bytes exceed the device's binding of ${this.device.caps.maxBinding}. Compute it in pieces.`,
-            );
-          }
+          this.#checkWritten(node, bytes);
           results.push({ node, at, bytes });
         }
       }
@@ -162,6 +156,17 @@ export class Compiler {
     results.forEach(({ node, bytes }, i) => {
       this.places.set(node, { ...slots[plan.slot[i]!]!, bytes: Math.max(16, Math.ceil(bytes / 16) * 16) });
     });
+  }
+
+  /** Refuses what one binding cannot hold: reads are divided among several, writes are not. */
+  #checkWritten(node: Node, bytes: number): void {
+    const { maxBinding } = this.device.caps;
+    if (bytes <= maxBinding) return;
+    const type = `${node.dtype} ${formatShape(node.shape)}`, label = stateOf(node)?.storage.label;
+    const [what, remedy] = label === undefined
+      ? [`compute ${type}`, "Compute it in pieces"]
+      : [`write to "${label}" of ${type}`, "Divide it"];
+    throw new Error(`Cannot ${what}: ${bytes} bytes exceed the device's binding of ${maxBinding}. ${remedy}.`);
   }
 
   /**
