@@ -7,7 +7,7 @@ import type { Chunk } from "../serving/request.ts";
 import { type ChatSession, type Next, runChatCommand } from "./chat_commands.ts";
 import type { CommandContext } from "./context.ts";
 import { messagesOf } from "./conversation.ts";
-import { errorText, EXIT } from "./errors.ts";
+import { debugLevel, errorText, EXIT } from "./errors.ts";
 import { LineEditor, type LineResult } from "./line_editor.ts";
 import { LineReader } from "./lines.ts";
 import { loadModel, samplingOptions } from "./load.ts";
@@ -69,7 +69,7 @@ async function converse(
       if (error instanceof OutputClosed) throw error;
       failed = true;
       const { red } = styleOf(terminal, terminal.stderr);
-      const text = errorText(error, terminal.env("TINYLLM_DEBUG") === "1");
+      const text = errorText(error, debugLevel(terminal) >= 1);
       await terminal.stderr.write(`${red("error:")} ${text}\n`);
     }
   }

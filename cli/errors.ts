@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Terminal } from "./terminal.ts";
 
 /** The command line says something that cannot be meant; the message names the flag and the remedy. */
 export class UsageError extends Error {
@@ -18,6 +19,11 @@ export function fileErrorText(error: unknown): string {
   if (error instanceof Deno.errors.NotFound) return "there is no such file or folder";
   if (error instanceof Deno.errors.IsADirectory) return "it is a folder, give a file";
   return error instanceof Error ? error.message.replace(/ \(os error \d+\)(: \w+ '.*')?$/, "") : String(error);
+}
+
+/** What TINYLLM_DEBUG asks for: 1 where errors come from, 2 also what the GPU runs. */
+export function debugLevel(terminal: Pick<Terminal, "env">): number {
+  return Number(terminal.env("TINYLLM_DEBUG") ?? 0) || 0;
 }
 
 /** An error in one line; all of it, with its stack, where `debug` is set. */

@@ -81,8 +81,8 @@ export function helpText(command: CommandName | undefined, version: string, colu
   for (const [group, members] of groups) parts.push(optionGroup(group, members, width, style));
   const note =
     "Each flag can be set in the environment instead: TINYLLM_ and its name in capitals, as shown. Exit codes: " +
-    "0 done, 1 failed, 2 called wrongly, 130 interrupted. TINYLLM_DEBUG=1 shows where an error comes from, NO_COLOR=1 " +
-    "turns colours off.";
+    "0 done, 1 failed, 2 called wrongly, 130 interrupted. TINYLLM_DEBUG=1 shows where an error comes from, " +
+    "TINYLLM_DEBUG=2 also what the GPU runs, NO_COLOR=1 turns colours off.";
   return [...parts, wrap(note, width).map(style.dim).join("\n")].join("\n\n") + "\n";
 }
 

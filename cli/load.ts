@@ -4,7 +4,7 @@
  * @module
  */
 import type { GenerateOptions, SamplingOptions } from "../serving/request.ts";
-import { UsageError } from "./errors.ts";
+import { debugLevel, UsageError } from "./errors.ts";
 import type { CommandContext } from "./context.ts";
 import type { LoadedModel, LoadOptions } from "./library.ts";
 import type { Options } from "./options.ts";
@@ -33,7 +33,13 @@ export async function loadModel(context: CommandContext): Promise<LoadedModel> {
     if (options.model !== undefined) progress.show(`Looking for ${options.model}`);
     const { loadModel } = await context.library();
     const onProgress = progress.update.bind(progress);
-    return await loadModel(options.model, { ...loadOptions(options), onProgress, signal });
+    const debug = (text: string): void => void terminal.stderr.write(`${text}\n`).catch(() => {});
+    return await loadModel(options.model, {
+      ...loadOptions(options),
+      ...(debugLevel(terminal) >= 2 && { debug }),
+      onProgress,
+      signal,
+    });
   } finally {
     interrupts.end();
   }

@@ -8,7 +8,7 @@ import { parseArguments } from "./arguments.ts";
 import { chat } from "./chat.ts";
 import type { Command, CommandContext } from "./context.ts";
 import { devices } from "./devices.ts";
-import { errorText, EXIT, UsageError } from "./errors.ts";
+import { debugLevel, errorText, EXIT, UsageError } from "./errors.ts";
 import { generate } from "./generate.ts";
 import { COMMAND_NAMES, helpText } from "./help.ts";
 import { Interrupts } from "./interrupts.ts";
@@ -100,7 +100,7 @@ async function fail(
   if (interrupts.pressed) return EXIT.interrupted;
   const style = styleOf(terminal, terminal.stderr);
   const usage = error instanceof UsageError;
-  const lines = [`${style.red("error:")} ${errorText(error, terminal.env("TINYLLM_DEBUG") === "1")}`];
+  const lines = [`${style.red("error:")} ${errorText(error, debugLevel(terminal) >= 1)}`];
   if (usage) {
     const command = COMMAND_NAMES.find((name) => name === args[0]);
     lines.push(style.dim(`tinyllm ${command === undefined ? "" : `${command} `}--help shows all flags`));

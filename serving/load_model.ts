@@ -48,6 +48,7 @@ export async function load(named: NamedSource, options: LoadOptions): Promise<Lo
   const device = ownsDevice
     ? await openDevice({ ...(wanted && { preference: wanted }), ...(memoryLimit !== undefined && { memoryLimit }) })
     : await wrapDevice(wanted, memoryLimit);
+  device.debug = options.debug;
   const release: (() => void)[] = [ownsDevice ? (): void => device.close() : (): void => device.readback.destroy()];
   try {
     signal?.throwIfAborted();

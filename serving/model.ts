@@ -41,6 +41,8 @@ export interface LoadOptions {
   revision?: string;
   /** Most bytes of GPU memory to use. Drivers do not say what they have: unlimited unless given. */
   memoryLimit?: number;
+  /** Told what the GPU runs: a line a dispatch of each program, once it is compiled. */
+  debug?: (text: string) => void;
   /** Told how far loading has come. */
   onProgress?: (progress: LoadProgress) => void;
   /** Stops loading. */

@@ -24,6 +24,8 @@ export interface DeviceOptions {
   readonly disable?: readonly Feature[];
   /** Most bytes of buffers at one time. Unlimited unless given. */
   readonly memoryLimit?: number;
+  /** Told what each program runs, once it is compiled: a line a dispatch. */
+  readonly debug?: (text: string) => void;
 }
 
 /** Memory ran out: the limit would have been exceeded, or the driver refused. */
@@ -53,6 +55,8 @@ export class Device {
   allocated = 0;
   /** Most bytes alive at one time. */
   peak = 0;
+  /** Told what each program runs, once it is compiled. */
+  debug: ((text: string) => void) | undefined;
   #failure: Error | undefined;
   #fail!: (cause: Error) => void;
   #failed: Promise<never>;
@@ -355,7 +359,7 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   if (typeof navigator === "undefined" || !navigator.gpu) {
     throw new Error("Cannot find WebGPU: this runtime has no navigator.gpu");
   }
-  const { preference = "high-performance", disable = [], memoryLimit = Infinity } = options;
+  const { preference = "high-performance", disable = [], memoryLimit = Infinity, debug } = options;
   const adapter = await navigator.gpu.requestAdapter(
     preference === "fallback" ? { forceFallbackAdapter: true } : { powerPreference: preference },
   );
@@ -373,6 +377,7 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
     memoryLimit,
     !off.has("fastReadback"),
   );
+  device.debug = debug;
   await proveReadback(device);
   return device;
 }

@@ -45,6 +45,7 @@ export class Program {
     this.#sizes = new Uint32Array(this.#compiler.host, 0, 16);
     this.#inputs = new Map(this.#compiler.inputs.map((slot) => [slot.node.name, slot]));
     device.check();
+    device.debug?.(`${this.#compiler.label}: ${this.bytes} bytes\n${this.explain()}`);
   }
 
   /** Number of dispatches of a run. */

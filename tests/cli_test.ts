@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import type { Library } from "../cli/library.ts";
 import { showLate } from "../cli/progress.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { type FakeOptions, fakeTerminal, runFake } from "./fake_terminal.ts";
@@ -98,6 +99,19 @@ Deno.test("exit codes: 1 with one line for what fails, its stack with TINYLLM_DE
   assertEquals([code, stderr], [1, "error: Cannot load it: broken\n"]);
   const debug = await runFake(["generate", "Hi"], { library, env: { TINYLLM_DEBUG: "1" } });
   assertMatch(debug.stderr, /\n {4}at /);
+});
+
+Deno.test("TINYLLM_DEBUG=2 writes what the GPU runs to standard error", async () => {
+  const library: Partial<Library> = {
+    loadModel(_source, options) {
+      options?.debug?.("decode: 1 dispatch");
+      return Promise.reject(new Error("broken"));
+    },
+  };
+  for (const level of ["1", "2"]) {
+    const { stderr } = await runFake(["generate", "Hi"], { library, env: { TINYLLM_DEBUG: level } });
+    assertEquals(stderr.startsWith("decode: 1 dispatch\n"), level === "2");
+  }
 });
 
 Deno.test("exit code 2: usage errors name the flag and the remedy", async () => {

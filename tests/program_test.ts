@@ -124,6 +124,15 @@ deviceTest("a chain of results shares few buffers, and dispose gives them back",
   assertEquals(device.allocated, before);
 });
 
+Deno.test("program: a device tells of each program once it is compiled", async () => {
+  const told: string[] = [];
+  const device = await openDevice({ debug: (text) => told.push(text) });
+  using program = compile(device, () => add(input("x", "f32", [8]), 1), { label: "one more" });
+  program.run({ inputs: { x: new Float32Array(8) } });
+  assertEquals(told, [`one more: ${program.bytes} bytes\n${program.explain()}`]);
+  device.close();
+});
+
 deviceTest("explain has a line a dispatch, profile the time of each", async (device) => {
   const x = input("x", "f32", [512, 64]), inputs = { x: new Float32Array(512 * 64) };
   using program = compile(device, () => reduceLast(reshape(reduceLast(map("exp", x), "max"), [512]), "sum"));
