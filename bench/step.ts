@@ -30,17 +30,17 @@ export interface StepOptions {
 /** What was measured. */
 export interface StepTiming extends StepOptions {
   readonly device: string;
-  /** Tokens a second where each step waits for the one before it to be read back. */
+  /** Tokens a second as the engine decodes: a token is read back before the next step is submitted. */
   readonly tokensPerSecond: number;
-  /** Tokens a second where tokens stay on the GPU and steps are encoded ahead. */
+  /** Tokens a second where tokens stay on the GPU and steps are submitted ahead: what the GPU alone allows. */
   readonly aheadTokensPerSecond: number;
-  /** Median milliseconds of a step, waiting. */
+  /** Median milliseconds of such a step. */
   readonly stepMs: number;
   /** Least and greatest. */
   readonly stepMsRange: readonly [number, number];
   /** Milliseconds of a step, ahead. */
   readonly aheadMs: number;
-  /** Median milliseconds that the CPU takes to encode and submit a step. */
+  /** Median milliseconds that the CPU takes to upload, submit and encode a step. */
   readonly encodeMs: number;
   readonly dispatches: number;
   readonly weightBytes: number;
@@ -69,7 +69,7 @@ function stepValues({ batch, tokens, context }: StepOptions, maxBlocks: number):
 
 const median = (values: readonly number[]): number => values.toSorted((a, b) => a - b)[values.length >> 1]!;
 
-/** Steps that wait: each is read back before the next is encoded. */
+/** Steps as the engine takes them: the next is encoded while one runs, and submitted once that one has been read back. */
 async function timeWaiting(
   program: Program,
   values: BatchValues,
@@ -79,6 +79,7 @@ async function timeWaiting(
   for (let step = -(steps >> 2); step < steps; step++) {
     const start = performance.now();
     program.run(values);
+    program.encodeAhead(values.sizes);
     const encoded = performance.now();
     await program.read(0, values.sizes);
     if (step < 0) continue;

@@ -48,7 +48,7 @@ function table(timings: readonly StepTiming[]): string {
     "precision",
     "batch",
     "context",
-    "tok/s waiting",
+    "tok/s engine",
     "tok/s ahead",
     "step ms",
     "encode ms",
