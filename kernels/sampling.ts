@@ -107,7 +107,7 @@ fn last_tie(lane: u32, row: Row, key: u32, stay: f32) -> u32 {
 }`;
 
 /** The searches of key thresholds. One loop for both filters keeps `mass` inlined once. */
-function filterWgsl(vocabulary: number, lanes: number): string {
+function filterWgsl(vocabulary: number): string {
   const masses = Array.from({ length: 8 }, (_, j) => `m.${j < 4 ? "a" : "b"}.${"xyzw"[j & 3]}`);
   const narrow = masses.map((m, j) => `
       if (${j === 0 ? "true" : `${m} >= want`}) {
@@ -249,7 +249,7 @@ function sampleWgsl(call: KernelCall<SampleParams>, caps: Caps): KernelSource {
       sumWgsl(lanes),
       measureWgsl(lanes, groups),
       lastTieWgsl(lanes, groups),
-      filterWgsl(vocabulary, lanes),
+      filterWgsl(vocabulary),
       keepWgsl,
       ...(draws ? [philoxWgsl, drawWgsl(lanes, groups)] : []),
     ].join("\n"),
