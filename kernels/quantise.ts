@@ -3,7 +3,11 @@
  *
  *     scale[t, b] = max |x[t, c]| / 127          c in block b: columns 32 b to 32 b + 31
  *     code[t, c]  = round(x[t, c] / scale[t, b])          -127 to 127
- *     sum[t, b]   = sum of x[t, c]          of x itself, so that a weight's bias meets no rounding of codes
+ *     sum[t, b]   = scale[t, b] * sum of code[t, c]
+ *
+ * The sum is that of what the codes stand for, not of x: a weight is code * scale + bias, two large terms that nearly cancel,
+ * and only if both meet the same rounded activation does its rounding cancel with them. With the sum of x itself the mean KL
+ * of a real 0.5B model at 4 bits was 1.3e-2, over ten times as much.
  *
  * Layout: codes u32 [T, K / 4], two words for each eight columns. The first word has columns 0, 2, 4, 6, the second one 1, 3,
  * 5, 7, the lowest column in the lowest byte. That is the order in which masking splits a word of eight 4-bit weights, so
@@ -36,7 +40,7 @@ export const activationBlock = 32;
 export interface QuantisedActivations {
   /** u32 [T, K / 4], four codes a word, in the order that this file's head states. */
   readonly codes: Node;
-  /** f32 [T, K / 32, 2]: scale of a block, and the sum of what it was made from. */
+  /** f32 [T, K / 32, 2]: scale of a block, and the sum of what its codes stand for. */
   readonly scales: Node;
 }
 
@@ -82,7 +86,7 @@ function outputTypesOf(x: TensorType | undefined): TensorType[] {
  * const x = Float32Array.from({ length: 32 }, (_, i) => i === 31 ? 127 : i);
  * const { codes, scales } = quantiseActivations(x);
  * assertEquals([codes[0], codes[1]], [0x06040200, 0x07050301]);
- * assertEquals([...scales], [1, 592]);
+ * assertEquals([...scales], [1, 592]); // 0 + 1 + … + 30 + 127
  * ```
  */
 export function quantiseActivations(
@@ -92,18 +96,13 @@ export function quantiseActivations(
   const codes = new Int8Array(x.length), scales = new Float64Array(2 * blocks);
   for (let block = 0; block < blocks; block++) {
     let greatest = 0, sum = 0;
-    for (let c = 0; c < activationBlock; c++) {
-      const value = x[block * activationBlock + c]!;
-      greatest = Math.max(greatest, Math.abs(value));
-      sum += value;
-    }
+    for (let c = 0; c < activationBlock; c++) greatest = Math.max(greatest, Math.abs(x[block * activationBlock + c]!));
     const scale = greatest > smallestMax ? greatest / 127 : 0;
-    scales.set([scale, sum], 2 * block);
-    if (scale === 0) continue;
-    for (let c = 0; c < activationBlock; c++) {
+    for (let c = 0; c < activationBlock && scale > 0; c++) {
       const from = block * activationBlock + (c & ~7) + codeOrder[c & 7]!;
-      codes[block * activationBlock + c] = Math.round(x[from]! / scale);
+      sum += codes[block * activationBlock + c] = Math.round(x[from]! / scale);
     }
+    scales.set([scale, scale * sum], 2 * block);
   }
   return { codes: new Uint32Array(codes.buffer), scales };
 }
@@ -135,18 +134,21 @@ function quantiseOctet(at: string, inside: string, caps: Caps): string {
   return `
     let magnitudes = max(abs(low), abs(high));
     let greatest = block_max(max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w))${lane});
-    let sums = low + high;
-    let sum = block_sum((sums.x + sums.y) + (sums.z + sums.w)${lane});
     let some = greatest > ${smallestMax};
     let steps = select(0.0, 127.0 / max(greatest, ${smallestMax}), some);
-    let first = vec4i(round(low * steps)) & vec4i(255);
-    let second = vec4i(round(high * steps)) & vec4i(255);
+    let rounded_low = round(low * steps);
+    let rounded_high = round(high * steps);
+    let sums = rounded_low + rounded_high;
+    let sum = block_sum((sums.x + sums.y) + (sums.z + sums.w)${lane});
+    let scale = select(0.0, greatest * ${1 / 127}, some);
+    let first = vec4i(rounded_low) & vec4i(255);
+    let second = vec4i(rounded_high) & vec4i(255);
     let even = first.x | (first.z << 8u) | (second.x << 16u) | (second.z << 24u);
     let odd = first.y | (first.w << 8u) | (second.y << 16u) | (second.w << 24u);
     if (${inside}) {
       store_codes(${at}, vec2u(u32(even), u32(odd)));
       if ((lane & 3u) == 0u) {
-        store_scales((${at}) >> 2u, vec2f(select(0.0, greatest * ${1 / 127}, some), sum));
+        store_scales((${at}) >> 2u, vec2f(scale, scale * sum));
       }
     }`;
 }
