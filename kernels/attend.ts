@@ -1,6 +1,6 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
- * queries that a GPU would idle. Both give the same bits, so the choice is the device's alone.
+ * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone.
  *
  * @module
  */
@@ -8,6 +8,7 @@ import { maxOf } from "../tensor/dim.ts";
 import type { Kernel } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
+import { TILE } from "./attention_layout.ts";
 import { decodeAttention } from "./decode_attention.ts";
 
 /** Rows that cannot fill a GPU, one workgroup a row and key head. */
@@ -18,7 +19,8 @@ export const attendKernel: Kernel<PagedAttentionParams> = {
   ...pagedAttentionKernel,
   expand([q, keys, values, queryStart, contextLens, blockTables], params, caps) {
     const rows = maxOf(q!.shape[0]!), sequences = maxOf(contextLens!.shape[0]!);
-    if (caps.cpu || rows > Math.max(FEW_ROWS, 2 * sequences)) return undefined;
+    const capacity = (blockTables!.shape[1] as number) * params.blockSize;
+    if (caps.cpu || capacity <= TILE || rows > Math.max(FEW_ROWS, 2 * sequences)) return undefined;
     const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
     return decodeAttention(q!, keys!, values!, batch, params);
   },
