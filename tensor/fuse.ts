@@ -7,8 +7,9 @@
  * @module
  */
 import { base, hasMemory, lower, type Lowered, NeedsMemory } from "./lower.ts";
-import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
+import { type Node, outputTypes, updatesOf } from "./node.ts";
 import { reachable, type Rewritten } from "./rules.ts";
+import { misplacedRead, schedule } from "./schedule.ts";
 
 /** Nodes of one dispatch. */
 export interface Group {
@@ -72,7 +73,10 @@ class Grouping {
       groups.set(root, group);
       pending.push(...group.reads.map((node) => producerOf(node)));
     }
-    return this.#computesOnce(groups) && this.#respectsWrites(groups) ? groups : undefined;
+    if (!this.#computesOnce(groups)) return undefined;
+    const late = misplacedRead([...groups.values()], this.graph.order);
+    if (late) this.#realise(late);
+    return late ? undefined : groups;
   }
 
   /** A node that is a root of its own is read there, not computed again inside another group. */
@@ -95,18 +99,13 @@ class Grouping {
       });
       const kernel = lowered.anchor;
       const reads = new Set([...lowered.reads, ...(kernel ? this.#kernelReads(kernel) : [])]);
-      if (root.op === "assign") this.#state(root).forEach((node) => reads.add(node));
+      if (root.op === "assign") reads.add(root.src[0]!); // the version that it replaces has to exist before
       return { root, lowered, kernel, reads: [...reads] };
     } catch (cause) {
       if (!(cause instanceof NeedsMemory)) throw cause;
       this.#realise(cause.node);
       return undefined;
     }
-  }
-
-  /** The version that a write replaces: it has to exist before. */
-  #state(root: Node): Node[] {
-    return [root.src[0]!];
   }
 
   #kernelReads(kernel: Node): Node[] {
@@ -140,78 +139,6 @@ class Grouping {
     this.#realise(inner.reduce((a, b) => sizeOf(a) > sizeOf(b) ? a : b));
     return false;
   }
-
-  /** What reads a state before a write must run before it; a read that fusion moved behind the write is taken out. */
-  #respectsWrites(groups: Map<Node, Group>): boolean {
-    const writers = new Map<string, number>();
-    const at = (node: Node): number => this.graph.order.get(node) ?? node.id;
-    for (const { root, kernel } of groups.values()) {
-      for (const state of writtenStates(root, kernel)) writers.set(state, at(root));
-    }
-    for (const group of groups.values()) {
-      for (const read of group.reads) {
-        const state = stateOf(read);
-        const writer = state && writers.get(`${state.storage.id}v${state.version + 1}`);
-        if (writer === undefined || writer >= at(group.root)) continue;
-        if (group.kernel && group.kernel !== group.root && at(group.kernel) < writer) {
-          this.#realise(group.kernel);
-          return false;
-        }
-        const reader = this.#readerBefore(group, read, writer);
-        if (!reader) {
-          throw new Error(`Cannot order the program: "${state!.storage.label}" is read after it was overwritten`);
-        }
-        this.#realise(reader);
-        return false;
-      }
-      if (!this.#writesOwnElement(group)) return false;
-    }
-    return true;
-  }
-
-  /** The node that reads a state directly and was traced before the write. */
-  #readerBefore(group: Group, read: Node, writer: number): Node | undefined {
-    return [...group.lowered?.inlined ?? []].find((node) =>
-      node !== group.root && node.src.includes(read) && (this.graph.order.get(node) ?? node.id) < writer
-    );
-  }
-
-  /** A write may read the version it replaces only at the very element it writes; else its value is stored first. */
-  #writesOwnElement(group: Group): boolean {
-    const { root, lowered } = group;
-    if (root.op !== "assign" || !lowered) return true;
-    const target = root.src[0]!, value = root.src[1]!;
-    const own = lowered.builder.flatten(
-      root.shape.map((_, axis) => {
-        const name = lowered.index[axis];
-        return name === undefined
-          ? lowered.builder.literal(0)
-          : lowered.builder.variable(name, "u32", Number(root.shape[axis]) - 1);
-      }),
-      root.shape,
-    );
-    if (!lowered.reads.has(target)) return true;
-    if (lowered.phases.length === 0 && loadsOnlyAt(lowered.body, target, own)) return true;
-    this.#realise(value);
-    return false;
-  }
-}
-
-function loadsOnlyAt(expr: Lowered["body"], node: Node, index: Lowered["body"]): boolean {
-  if (expr.kind === "load" && expr.node === node && expr.args[0] !== index) return false;
-  return expr.args.every((arg) => loadsOnlyAt(arg, node, index));
-}
-
-/** `<storage>v<version>` of every state a group makes. */
-function writtenStates(root: Node, kernel: Node | undefined): string[] {
-  const states: string[] = [];
-  const add = (source: Node): void => {
-    const state = stateOf(source)!;
-    states.push(`${state.storage.id}v${state.version + 1}`);
-  };
-  if (root.op === "assign") add(root.src[0]!);
-  if (kernel?.op === "kernel") updatesOf(kernel).forEach((source) => source >= 0 && add(kernel.src[source]!));
-  return states;
 }
 
 /** Operations that computing a node anew costs. */
@@ -247,8 +174,6 @@ export function fuse(graph: Rewritten, maxBindings: number): Group[] {
   const grouping = new Grouping(graph, maxBindings);
   for (;;) {
     const groups = grouping.attempt();
-    if (!groups) continue;
-    const at = (node: Node): number => graph.order.get(node) ?? node.id;
-    return [...groups.values()].sort((a, b) => at(a.root) - at(b.root));
+    if (groups) return schedule([...groups.values()], graph.order);
   }
 }

@@ -8,6 +8,7 @@
 import { maxOf } from "./dim.ts";
 import { type Expr, ExprBuilder } from "./expr.ts";
 import type { Node, ReduceKind } from "./node.ts";
+import { sourceIndex, type ViewNode } from "./view.ts";
 
 /** A reduction inside a group: `combine(body over variable in 0..count-1)`, once a row. */
 export interface Phase {
@@ -133,24 +134,12 @@ class Lowerer {
         return build.apply(node.fn, node.dtype, node.src.map((s) => this.lower(s, index)));
       case "cast":
         return build.cast(this.lower(node.src[0]!, index), node.dtype);
-      case "reshape": {
-        const source = node.src[0]!;
-        return this.lower(source, build.unflatten(build.flatten(index, node.shape), source.shape));
-      }
-      case "permute": {
-        const source: Expr[] = [];
-        node.order.forEach((axis, i) => source[axis] = index[i]!);
-        return this.lower(node.src[0]!, source);
-      }
+      case "reshape":
+      case "permute":
       case "expand":
-        return this.lower(
-          node.src[0]!,
-          node.src[0]!.shape.map((dim, axis) => dim === 1 ? build.literal(0) : index[axis]!),
-        );
       case "slice":
-        return this.lower(node.src[0]!, index.map((i, axis) => build.add(i, build.literal(node.start[axis]!))));
       case "pad":
-        return this.#pad(node, index);
+        return this.#view(node, index);
       case "gather":
         return this.#gather(node, index);
       case "reduce":
@@ -176,23 +165,13 @@ class Lowerer {
     return this.#path.findLast((n) => n.op === "map" && n !== this.root && this.context.readers(n) > 1) ?? kernel;
   }
 
-  #pad(node: Node & { op: "pad" }, index: readonly Expr[]): Expr {
-    const build = this.builder, source = node.src[0]!;
-    let inside: Expr | undefined;
-    const shifted = index.map((i, axis) => {
-      const before = node.before[axis]!, size = maxOf(source.shape[axis]!);
-      if (before === 0 && size === maxOf(node.shape[axis]!)) return i;
-      const from = build.literal(before), to = build.literal(before + size);
-      const test = build.apply("and", "bool", [
-        build.apply("ge", "bool", [i, from]),
-        build.apply("lt", "bool", [i, to]),
-      ]);
-      inside = inside ? build.apply("and", "bool", [inside, test]) : test;
-      return before === 0 ? i : build.apply("sub", "u32", [i, from]);
-    });
+  /** A movement operation reads its source at another index; what a pad adds is a constant. */
+  #view(node: ViewNode, index: readonly Expr[]): Expr {
+    const build = this.builder, source = node.src[0]!, { index: moved, inside } = sourceIndex(build, node, index);
+    if (node.op !== "pad" || !inside) return this.lower(source, moved);
     const outside = build.literal(node.value, node.dtype);
     if (source.shape.some((dim) => dim === 0)) return outside;
-    return build.apply("where", node.dtype, [inside!, this.lower(source, shifted), outside]);
+    return build.apply("where", node.dtype, [inside, this.lower(source, moved), outside]);
   }
 
   #gather(node: Node & { op: "gather" }, index: readonly Expr[]): Expr {
