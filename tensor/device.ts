@@ -6,12 +6,14 @@
  * @module
  */
 import type { Binding } from "./assemble.ts";
-import { float16Bits, float16Value } from "./dtype.ts";
 import { elementCount, type Shape } from "./dim.ts";
-import type { DType, HostArray } from "./dtype.ts";
+import { type DType, float16Bits, float16Value, type HostArray } from "./dtype.ts";
 import type { Caps } from "./kernel.ts";
+import { DeviceLostError, OutOfMemoryError } from "./device_errors.ts";
 import { Readback } from "./readback.ts";
 import { type Resident, Storage } from "./storage.ts";
+
+export { DeviceLostError, OutOfMemoryError } from "./device_errors.ts";
 
 /** Optional features; each can be switched off. */
 export type Feature = "subgroups" | "f16" | "timestamps" | "packedDot" | "int64" | "fastReadback";
@@ -26,18 +28,6 @@ export interface DeviceOptions {
   readonly memoryLimit?: number;
   /** Told what each program runs, once it is compiled: a line a dispatch. */
   readonly debug?: (text: string) => void;
-}
-
-/** Memory ran out: the limit would have been exceeded, or the driver refused. */
-export class OutOfMemoryError extends Error {
-  /** For telling errors apart across realms. */
-  override name = "OutOfMemoryError";
-}
-
-/** The device is gone: driver reset, unplugged, destroyed. */
-export class DeviceLostError extends Error {
-  /** For telling errors apart across realms. */
-  override name = "DeviceLostError";
 }
 
 const mib = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
