@@ -245,7 +245,7 @@ export const OPTIONS: OptionTable = {
     value: choice("exact", "fast"),
     group: "Engine",
     commands: RUN,
-    help: "exact computes in 32-bit floats",
+    help: "exact computes in 32-bit floats; fast takes activations in 8 bits (for GPUs, on trial)",
     default: "exact",
   },
   kvDtype: {
