@@ -1,7 +1,8 @@
 /**
  * Which form of an int8 product runs, by device, number of tokens and shape of the weight. Two forms: `rows` is a
  * matrix-vector product for a few tokens at once, `tile` keeps a block of both sides in workgroup memory. Figures are
- * from timing the forms on one H100, weights read from memory.
+ * from timing the forms on one H100, weights read from memory; `deno task bench:variants` does so anew and says where another
+ * form is faster than the one chosen here.
  *
  * A program takes its form by the greatest number of tokens that it is made for, so within a program a token's result does
  * not depend on its batch. Two programs may add up in different orders; exact products (`product.ts`) never do.

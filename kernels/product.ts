@@ -230,8 +230,7 @@ function sharedSum(name: string, value: string, lanes: number): string {
 }
 
 /** The WGSL of a product on a device. */
-function productSource(product: Product, x: TensorType, caps: Caps): KernelSource {
-  const variant = productVariant(caps, maxOf(product.tokens), product.rows * product.columns);
+function productSource(product: Product, variant: ProductVariant, x: TensorType, caps: Caps): KernelSource {
   const reader = weightReader(product.format, product.columns, variant.tokens === 1 ? 2 : 1);
   const width = product.columns % 4 === 0 ? 4 : 1;
   const uniform = caps.cpu && width === 4 && x.dtype === "f32" && maxOf(product.tokens) === 1 &&
@@ -253,8 +252,12 @@ function productSource(product: Product, x: TensorType, caps: Caps): KernelSourc
 }
 
 /** Workgroups of a product: blocks of outputs along x, blocks of tokens along y. */
-function productGrid(product: Product, caps: Caps, tokens: number): readonly [number, number, number] {
-  const variant = productVariant(caps, maxOf(product.tokens), product.rows * product.columns);
+function productGrid(
+  product: Product,
+  variant: ProductVariant,
+  caps: Caps,
+  tokens: number,
+): readonly [number, number, number] {
   const lanes = variant.kind === "laneRows" ? 1 : caps.subgroups ? caps.subgroupSize : sharedLanes;
   const outputs = variant.workgroup / lanes * outputsOf(product, variant);
   return [Math.ceil(product.outputs / outputs), Math.ceil(tokens / variant.tokens), 1];
@@ -284,22 +287,34 @@ function productCost(call: KernelCall<ProductParams>, caps: Caps, resolve: Resol
   return { flops: 2 * resolve(tokens) * rows * columns, bytes };
 }
 
-/** A product kernel: all of one but its name. Its inputs are x [tokens, columns] and the weight's tensors. */
-export function productKernel(name: string, takes: WeightFormat["kind"]): Kernel<ProductParams> {
+/**
+ * A product kernel: all of one but its name. Its inputs are x [tokens, columns] and the weight's tensors. Benches choose the
+ * form themselves.
+ */
+export function productKernel(
+  name: string,
+  takes: WeightFormat["kind"],
+  choose: (caps: Caps, maxTokens: number, weights: number) => ProductVariant = productVariant,
+): Kernel<ProductParams> {
   const product = (inputs: readonly TensorType[], params: ProductParams): Product => {
     if (params.format.kind !== takes) throw new Error(`Cannot run ${name} on a ${params.format.kind} weight`);
     return productOf(inputs, params);
   };
+  const variantOf = ({ tokens, rows, columns }: Product, caps: Caps): ProductVariant =>
+    choose(caps, maxOf(tokens), rows * columns);
   return {
     name,
     infer(inputs, params) {
       const { tokens, outputs } = product(inputs, params);
       return [{ dtype: "f32", shape: [tokens, outputs] }];
     },
-    wgsl: (call, caps) => productSource(product(call.inputs, call.params), call.inputs[0]!, caps),
+    wgsl: (call, caps) => {
+      const parts = product(call.inputs, call.params);
+      return productSource(parts, variantOf(parts, caps), call.inputs[0]!, caps);
+    },
     grid: (call, caps, resolve) => {
       const parts = product(call.inputs, call.params);
-      return productGrid(parts, caps, resolve(parts.tokens));
+      return productGrid(parts, variantOf(parts, caps), caps, resolve(parts.tokens));
     },
     reference: productReference,
     cost: productCost,

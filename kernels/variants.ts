@@ -1,6 +1,7 @@
 /**
  * Which form of a matrix product runs: one table by device and number of rows of x, read top to bottom, first match wins. The
- * figures come from timing every form on a device of each class; a bench can regenerate them. Within a device class all forms
+ * figures come from timing every form on a device of each class: `deno task bench:variants` does so anew and prints the rows
+ * that the table would get. Within a device class all forms
  * add the products of one output in the same order, so that a token's result does not depend on its batch.
  *
  * @module
@@ -23,8 +24,11 @@ export interface ProductVariant {
   readonly workgroup: number;
 }
 
-interface VariantRow extends ProductVariant {
+/** A row of the table: a form, and what it is for. */
+export interface VariantRow extends ProductVariant {
+  /** Whether the row is one for CPU devices. */
   readonly cpu: boolean;
+  /** Most tokens. */
   readonly maxTokens: number;
   /** Least rows x columns of the weight. */
   readonly minWeights: number;
@@ -33,7 +37,8 @@ interface VariantRow extends ProductVariant {
 // llvmpipe, 2 cores, 4-bit weights: matrix-vector reaches 1.75 GMAC/s whatever the rows (2 to 8) and workgroup (8 to 32):
 // loading codes, lane by lane, is the limit. One reading for several tokens gives 2 times that (4 rows x 4 tokens), 2.5
 // (4 x 8), 4.6 (8 x 8). The last takes 0.4 s to compile, which small weights never earn back.
-const table: readonly VariantRow[] = [
+/** The table. */
+export const productVariants: readonly VariantRow[] = [
   { cpu: true, maxTokens: 1, minWeights: 0, kind: "laneRows", rows: 4, tokens: 1, workgroup: 8 },
   { cpu: true, maxTokens: 8, minWeights: 0, kind: "laneRows", rows: 4, tokens: 4, workgroup: 8 },
   { cpu: true, maxTokens: Infinity, minWeights: 1 << 17, kind: "laneRows", rows: 8, tokens: 8, workgroup: 8 },
@@ -44,8 +49,10 @@ const table: readonly VariantRow[] = [
 ];
 
 /**
- * The form for a device, the greatest number of tokens that a run may bring, and the weight's rows x columns.
+ * The row for a device, the greatest number of tokens that a run may bring, and the weight's rows x columns.
  */
-export function productVariant(caps: Caps, maxTokens: number, weights: number): ProductVariant {
-  return table.find((row) => row.cpu === caps.cpu && maxTokens <= row.maxTokens && weights >= row.minWeights)!;
+export function productVariant(caps: Caps, maxTokens: number, weights: number): VariantRow {
+  return productVariants.find((row) =>
+    row.cpu === caps.cpu && maxTokens <= row.maxTokens && weights >= row.minWeights
+  )!;
 }
