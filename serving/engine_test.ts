@@ -162,14 +162,14 @@ Deno.test("logits come in pieces between the steps of others, and are not starve
 Deno.test("timers run between steps", async () => {
   const { runner, engine } = setUp();
   let fired = 0;
-  const timer = setTimeout(() => fired = runner.steps.length, 0);
   runner.onStep = () => {
+    if (runner.steps.length === 1) setTimeout(() => fired = runner.steps.length, 0);
     const until = performance.now() + 2;
     while (performance.now() < until);
   };
   await ask(engine, [1], { maxTokens: 40 });
-  clearTimeout(timer);
-  assertEquals(fired > 0 && fired < 20, true, `fired after step ${fired}`);
+  // Set during the first step and due at once: it may not wait for the last, however slow the machine is.
+  assertEquals(fired > 0 && fired < 40, true, `fired after step ${fired}`);
 });
 
 Deno.test("a closed engine ends what runs and takes nothing more", async () => {
