@@ -13,6 +13,13 @@ import { dimWgsl, type Kernel, type KernelCall, type KernelSource } from "../ten
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
 
+/**
+ * WGSL of `silu_gate(v, gate)`, silu(v) * gate, with which products join the halves of their columns. exp stays finite: at -80
+ * and below, silu is 0 to f32's precision.
+ */
+export const siluGateFunction: string =
+  "fn silu_gate(v: f32, gate: f32) -> f32 {\n  return v / (1.0 + exp(-max(v, -80.0))) * gate;\n}\n";
+
 const LANES = 64;
 
 function sizes(call: KernelCall<null>): { rows: Dim; columns: number } {

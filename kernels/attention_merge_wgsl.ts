@@ -7,15 +7,13 @@ import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST, TILE } from "./attention_layout.ts";
 import { rowWgsl } from "./row_grid.ts";
+import { repeat } from "./unroll.ts";
 
 /** Parameters of the merge. */
 export interface MergeParams {
   /** Factor on scores. */
   readonly scale: number;
 }
-
-const repeat = (count: number, text: (i: number) => string): string =>
-  Array.from({ length: count }, (_, i) => text(i)).join("");
 
 /** WGSL that finds the sequence of `row` and how many keys it sees; in a batch of single queries that is one look. */
 export function seenWgsl(sequences: Dim): string {

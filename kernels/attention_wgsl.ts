@@ -15,9 +15,7 @@ import {
   sizesOf,
   TILE,
 } from "./attention_layout.ts";
-
-const repeat = (count: number, text: (i: number) => string): string =>
-  Array.from({ length: count }, (_, i) => text(i)).join("");
+import { repeat } from "./unroll.ts";
 
 /**
  * WGSL that finds the workgroup's sequence and rows: `sequence`, `first`, `count` rows, and how many keys the first of

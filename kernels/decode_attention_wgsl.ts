@@ -11,6 +11,7 @@ import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tenso
 import { LOWEST, sizesOf, TILE } from "./attention_layout.ts";
 import { seenWgsl } from "./attention_merge_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
+import { repeat } from "./unroll.ts";
 
 /** Parameters of split attention. The optional ones are chosen by device and batch, and change speed, never results. */
 export interface DecodeAttentionParams {
@@ -47,9 +48,6 @@ export interface DecodeLayout {
   /** Maxima of a line over parts of a tile. */
   readonly maxima: number;
 }
-
-const repeat = (count: number, text: (i: number) => string): string =>
-  Array.from({ length: count }, (_, i) => text(i)).join("");
 
 /** Chooses the layout of a call on a device. */
 export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Caps): DecodeLayout {

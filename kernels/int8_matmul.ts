@@ -13,7 +13,6 @@
  * @module
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
-import { bytesPerElement } from "../tensor/dtype.ts";
 import { type Caps, type Cost, dimWgsl, type Kernel, type KernelCall, type TensorType } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
@@ -24,6 +23,7 @@ import { activationBlock, codeOrder, quantise32, type QuantisedActivations } fro
 import { linear } from "./quantised_matmul.ts";
 import { unpackCodes } from "./quantised_reference.ts";
 import { type AffineFormat, formatName, type Weight, weightTensorTypes } from "./weight_format.ts";
+import { leastBytes } from "./least_bytes.ts";
 
 /** Parameters of an int8 product. */
 export interface Int8Params {
@@ -149,11 +149,7 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
     reference,
     cost(call, caps, resolve): Cost {
       const { rows, columns, tokens } = sizesOf(call.inputs, call.params);
-      const bytes = [...call.inputs, ...call.outputs].reduce((sum, { dtype, shape }) => {
-        const elements = shape.reduce<number>((count, dim) => count * resolve(dim), 1);
-        return sum + elements * bytesPerElement(dtype, caps.f16);
-      }, 0);
-      return { flops: 2 * resolve(tokens) * rows * columns, bytes };
+      return { flops: 2 * resolve(tokens) * rows * columns, bytes: leastBytes(call, caps, resolve) };
     },
     slots: ["elementwise", "siluGate"],
     withSiluGate: (params) => params.gate ? undefined : { ...params, gate: true },

@@ -8,18 +8,11 @@
  *
  * @module
  */
+import { siluGateFunction } from "./activation.ts";
 import type { Caps, KernelSource } from "../tensor/kernel.ts";
 import { stageColumns, type TileForm } from "./int8_variants.ts";
-import {
-  addDots,
-  floatBits,
-  indices,
-  type Int8Product,
-  type Int8Weight,
-  int8Weight,
-  siluGateFunction,
-  sumValue,
-} from "./int8_weight.ts";
+import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
+import { indices } from "./unroll.ts";
 
 /** Outputs of a tile for each token. */
 function tileOutputs({ rows, product: { gate } }: Tile): number {

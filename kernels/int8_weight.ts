@@ -126,10 +126,6 @@ export function addDots(sum: string, a: string, b: string): string {
   return [..."xyzw"].map((part) => `${sum} += dot_codes(${a}.${part}, ${b}.${part});`).join(" ");
 }
 
-/** Joins the halves of a gated product; exp stays finite: at -80 and below, silu is 0 to f32's precision. */
-export const siluGateFunction =
-  "fn silu_gate(v: f32, gate: f32) -> f32 {\n  return v / (1.0 + exp(-max(v, -80.0))) * gate;\n}\n";
-
 /** A product, taken apart. */
 export interface Int8Product {
   /** How the weight is stored. */
@@ -144,9 +140,4 @@ export interface Int8Product {
   readonly outputs: number;
   /** Whether the rows' halves are joined. */
   readonly gate: boolean;
-}
-
-/** 0 to count - 1. */
-export function indices(count: number): number[] {
-  return Array.from({ length: count }, (_, i) => i);
 }

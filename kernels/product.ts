@@ -11,8 +11,8 @@
  *
  * @module
  */
+import { siluGateFunction } from "./activation.ts";
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
-import { bytesPerElement } from "../tensor/dtype.ts";
 import {
   type Caps,
   type Cost,
@@ -33,6 +33,8 @@ import {
   weightReader,
   weightTensorTypes,
 } from "./weight_format.ts";
+import { leastBytes } from "./least_bytes.ts";
+import { indices } from "./unroll.ts";
 
 /** Parameters of both product kernels. */
 export interface ProductParams {
@@ -98,29 +100,24 @@ function columnsOf(format: WeightFormat, stored: number, wanted: number): number
   return wanted === 2 * stored - 1 ? wanted : 2 * stored;
 }
 
-function range(count: number): number[] {
-  return Array.from({ length: count }, (_, i) => i);
-}
-
 /** The two functions that a product's body calls: four columns of x, zeros beyond the last; silu x gate. */
 function declarations({ columns, gate }: Product): string {
   const width = columns % 4 === 0 ? 4 : 1;
   const guard = (value: string, at: string, zero: string): string =>
     columns % partColumns === 0 ? value : `select(${zero}, ${value}, ${at} < ${columns / width}u)`;
-  const elements = range(4).map((i) => guard(`x(base + column + ${i}u)`, `column + ${i}u`, "0.0")).join(", ");
+  const elements = indices(4).map((i) => guard(`x(base + column + ${i}u)`, `column + ${i}u`, "0.0")).join(", ");
   const body = width === 4
     ? `  return ${guard(`x(token * ${columns / 4}u + vector)`, "vector", "vec4f()")};`
     : `  let base = token * ${columns}u;\n  let column = vector * 4u;\n  return vec4f(${elements});`;
-  // exp stays finite: at -80 and below, silu is 0 to f32's precision.
-  const silu = "fn silu_gate(v: f32, gate: f32) -> f32 {\n  return v / (1.0 + exp(-max(v, -80.0))) * gate;\n}\n";
   return `fn x_four(token: u32, vector: u32) -> vec4f {\n${body}\n}\n` +
-    "fn add_up(sums: vec4f) -> f32 {\n  return (sums.x + sums.y) + (sums.z + sums.w);\n}\n" + (gate ? silu : "");
+    "fn add_up(sums: vec4f) -> f32 {\n  return (sums.x + sums.y) + (sums.z + sums.w);\n}\n" +
+    (gate ? siluGateFunction : "");
 }
 
 /** Names of the weight rows side by side: outputs 0 to n-1, and with a gate their partners in the other half. */
 function rowNames(product: Product, variant: ProductVariant): string[] {
   const outputs = outputsOf(product, variant);
-  return [...range(outputs).map((i) => `r${i}`), ...(product.gate ? range(outputs).map((i) => `g${i}`) : [])];
+  return [...indices(outputs).map((i) => `r${i}`), ...(product.gate ? indices(outputs).map((i) => `g${i}`) : [])];
 }
 
 /** Outputs that an invocation computes for each token. */
@@ -131,13 +128,13 @@ function outputsOf(product: Product, variant: ProductVariant): number {
 /** Row and token indices, clamped so that a tail reads what is there, and the sums. */
 function prologue(product: Product, variant: ProductVariant): string {
   const lines = [`let tokens = ${dimWgsl(product.tokens)};`, `let token0 = workgroup.y * ${variant.tokens}u;`];
-  for (const m of range(variant.tokens)) lines.push(`let t${m} = min(token0 + ${m}u, tokens - 1u);`);
-  for (const i of range(outputsOf(product, variant))) {
+  for (const m of indices(variant.tokens)) lines.push(`let t${m} = min(token0 + ${m}u, tokens - 1u);`);
+  for (const i of indices(outputsOf(product, variant))) {
     lines.push(`let r${i} = min(first + ${i}u, ${product.outputs - 1}u);`);
     if (product.gate) lines.push(`let g${i} = r${i} + ${product.outputs}u;`);
   }
   for (const row of rowNames(product, variant)) {
-    for (const m of range(variant.tokens)) lines.push(`var sum_${row}_${m} = vec4f();`);
+    for (const m of indices(variant.tokens)) lines.push(`var sum_${row}_${m} = vec4f();`);
   }
   return lines.join("\n") + "\n";
 }
@@ -147,13 +144,13 @@ const tokensAtOnce = 2;
 
 /** One step of the sums: the weights of each row once, against every token. */
 function stepBody(product: Product, variant: ProductVariant, reader: WeightReader, broadcast: boolean): string {
-  const rows = rowNames(product, variant), tokens = range(variant.tokens);
+  const rows = rowNames(product, variant), tokens = indices(variant.tokens);
   let text = rows.map((row) => reader.begin(`w_${row}_`, row, "step")).join("");
-  for (const part of range(reader.parts)) {
+  for (const part of indices(reader.parts)) {
     text += `{\nlet part = (step * ${reader.parts}u + ${part}u) * ${partColumns / 4}u;\n`;
     for (const m of tokens) {
       if (broadcast) text += `let lane_x${m} = x_four(t${m}, part + subgroupLane);\n`;
-      for (const i of range(8)) {
+      for (const i of indices(8)) {
         const load = broadcast ? `subgroupBroadcast(lane_x${m}, ${i}u)` : `x_four(t${m}, part + ${i}u)`;
         text += `let x${m}_${i} = ${load};\n`;
       }
@@ -168,7 +165,7 @@ function stepBody(product: Product, variant: ProductVariant, reader: WeightReade
 function rowSums(row: string, tokens: readonly number[]): string {
   let text = "";
   for (let from = 0; from < tokens.length; from += tokensAtOnce) {
-    for (const i of range(8)) {
+    for (const i of indices(8)) {
       for (const m of tokens.slice(from, from + tokensAtOnce)) {
         text += `sum_${row}_${m} = fma(w_${row}_${i}, x${m}_${i}, sum_${row}_${m});\n`;
       }
@@ -180,8 +177,8 @@ function rowSums(row: string, tokens: readonly number[]): string {
 /** The stores: `value(row, token)` is the text of a finished sum. */
 function epilogue(product: Product, variant: ProductVariant, value: (row: string, token: number) => string): string {
   let text = "";
-  for (const m of range(variant.tokens)) {
-    for (const i of range(outputsOf(product, variant))) {
+  for (const m of indices(variant.tokens)) {
+    for (const i of indices(outputsOf(product, variant))) {
       const result = product.gate ? `silu_gate(${value(`r${i}`, m)}, ${value(`g${i}`, m)})` : value(`r${i}`, m);
       text += `if (token0 + ${m}u < tokens && first + ${i}u < ${product.outputs}u) {\n` +
         `  store_y((token0 + ${m}u) * ${product.outputs}u + first + ${i}u, ${result});\n}\n`;
@@ -210,7 +207,7 @@ function subgroupRowsMain(product: Product, variant: ProductVariant, reader: Wei
     `for (var step = ${member}; step < ${reader.steps}u; step += ${lanes}u) {\n` +
     `${stepBody(product, variant, reader, false)}}\n`;
   for (const row of rowNames(product, variant)) {
-    for (const m of range(variant.tokens)) {
+    for (const m of indices(variant.tokens)) {
       text += caps.subgroups
         ? `let total_${row}_${m} = subgroupAdd(add_up(sum_${row}_${m}));\n`
         : sharedSum(`total_${row}_${m}`, `add_up(sum_${row}_${m})`, lanes);
@@ -280,11 +277,7 @@ function productReference(call: KernelCall<ProductParams>, inputs: readonly Arra
 
 function productCost(call: KernelCall<ProductParams>, caps: Caps, resolve: Resolver): Cost {
   const { rows, columns, tokens } = productOf(call.inputs, call.params);
-  const bytes = [...call.inputs, ...call.outputs].reduce((sum, { dtype, shape }) => {
-    const elements = shape.reduce<number>((count, dim) => count * resolve(dim), 1);
-    return sum + elements * bytesPerElement(dtype, caps.f16);
-  }, 0);
-  return { flops: 2 * resolve(tokens) * rows * columns, bytes };
+  return { flops: 2 * resolve(tokens) * rows * columns, bytes: leastBytes(call, caps, resolve) };
 }
 
 /**

@@ -19,7 +19,7 @@
  * @module
  */
 import { type Dim, formatShape } from "../tensor/dim.ts";
-import { bytesPerElement, isFloat } from "../tensor/dtype.ts";
+import { isFloat } from "../tensor/dtype.ts";
 import {
   type Caps,
   dimWgsl,
@@ -32,6 +32,7 @@ import {
 import { kernelNode, type Node, output } from "../tensor/node.ts";
 import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
+import { leastBytes } from "./least_bytes.ts";
 
 /** Columns that share a scale. */
 export const activationBlock = 32;
@@ -259,12 +260,6 @@ function normWgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
   };
 }
 
-function bytesOf(tensors: readonly TensorType[], caps: Caps, resolve: Resolver): number {
-  return tensors.reduce((sum, { dtype, shape }) => {
-    return sum + bytesPerElement(dtype, caps.f16) * shape.reduce<number>((count, dim) => count * resolve(dim), 1);
-  }, 0);
-}
-
 /** Quantisation as a kernel: x [T, K] f32 or f16 to codes and scales. */
 export const quantise32Kernel: Kernel<null> = {
   name: "quantise32",
@@ -277,7 +272,7 @@ export const quantise32Kernel: Kernel<null> = {
   },
   cost(call, caps, resolve) {
     const { rows, columns } = checkActivations(call.inputs[0]);
-    return { flops: 4 * resolve(rows) * columns, bytes: bytesOf([...call.inputs, ...call.outputs], caps, resolve) };
+    return { flops: 4 * resolve(rows) * columns, bytes: leastBytes(call, caps, resolve) };
   },
   absorb: (producer, params) =>
     producer === rmsNormKernel as Kernel<unknown>
@@ -300,7 +295,7 @@ export const rmsNormQuantise32Kernel: Kernel<RmsNormParams> = {
   },
   cost(call, caps, resolve) {
     const { rows, columns } = checkActivations(call.inputs[0]);
-    return { flops: 8 * resolve(rows) * columns, bytes: bytesOf([...call.inputs, ...call.outputs], caps, resolve) };
+    return { flops: 8 * resolve(rows) * columns, bytes: leastBytes(call, caps, resolve) };
   },
 };
 

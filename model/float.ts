@@ -4,32 +4,9 @@
  *
  * @module
  */
+import { float16Value } from "../tensor/dtype.ts";
 
-/** 2^-24, the unit of float16 subnormals. */
-const FLOAT16_UNIT = 2 ** -24;
-
-/**
- * The number that IEEE 754 binary16 bits stand for: 1 sign bit, 5 of exponent (bias 15), 10 of fraction.
- *
- * @param bits 0 to 0xffff.
- *
- * @example
- * ```ts
- * import { assertEquals } from "@std/assert";
- * import { float16ToNumber } from "./float.ts";
- *
- * assertEquals(float16ToNumber(0x3c00), 1);
- * assertEquals(float16ToNumber(0x0001), 2 ** -24);
- * ```
- */
-export function float16ToNumber(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >>> 10) & 0x1f;
-  const fraction = bits & 0x3ff;
-  if (exponent === 0) return sign * fraction * FLOAT16_UNIT;
-  if (exponent === 0x1f) return fraction ? NaN : sign * Infinity;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
-}
+export { float16Value as float16ToNumber };
 
 /**
  * The number that bfloat16 bits stand for: the upper half of a float32.
@@ -60,7 +37,7 @@ export function float16ToFloat32(
     const half = bits[i]!;
     const exponent = half & 0x7c00;
     const sign = (half & 0x8000) << 16;
-    if (exponent === 0) target[i] = (sign ? -1 : 1) * (half & 0x3ff) * FLOAT16_UNIT;
+    if (exponent === 0) target[i] = float16Value(half); // zeros and subnormals
     else if (exponent === 0x7c00) words[i] = sign | 0x7f800000 | ((half & 0x3ff) << 13);
     else words[i] = sign | (((half & 0x7fff) << 13) + (112 << 23)); // exponent bias 127 - 15 = 112
   }

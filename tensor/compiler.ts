@@ -94,8 +94,8 @@ export class Compiler {
     }
   }
 
-  #own(bytes: number, usage: number, what: string): Resident {
-    const resident = this.device.allocate(bytes, usage, what);
+  #own(bytes: number, what: string): Resident {
+    const resident = this.device.allocateStorage(bytes, what);
     this.owned.push(resident);
     return resident;
   }
@@ -116,8 +116,7 @@ export class Compiler {
       offset += Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
       return slot;
     });
-    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC;
-    this.upload = this.#own(offset, usage, `the inputs of ${this.label}`);
+    this.upload = this.#own(offset, `the inputs of ${this.label}`);
     this.host = new ArrayBuffer(offset);
     for (const { node, offset, bytes } of slots) {
       this.inputs.push({ node, offset, view: hostView(this.host, offset, node.dtype, elementCount(node.shape), f16) });
@@ -141,7 +140,7 @@ export class Compiler {
     this.groups.forEach((group, at) => {
       for (const node of this.#results(group)) {
         if (stateOf(node)) this.#checkWritten(node, this.#placeState(node).bytes);
-        else if (!results.some((result) => result.node === node)) {
+        else {
           const bytes = elementCount(node.shape) * bytesPerElement(node.dtype, f16);
           this.#checkWritten(node, bytes);
           results.push({ node, at, bytes });
@@ -151,8 +150,7 @@ export class Compiler {
     const plan = planMemory(
       results.map(({ node, at, bytes }) => ({ bytes, first: at, last: lastUse.get(node) ?? at })),
     );
-    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-    const slots = this.#slots(plan.bytes, usage);
+    const slots = this.#slots(plan.bytes);
     results.forEach(({ node, bytes }, i) => {
       this.places.set(node, { ...slots[plan.slot[i]!]!, bytes: Math.max(16, Math.ceil(bytes / 16) * 16) });
     });
@@ -173,14 +171,14 @@ export class Compiler {
    * Memory of the planned slots: one arena, since each buffer that a dispatch names costs the CPU half a microsecond; a buffer
    * each on CPU devices, where kernels read uniforms, and where an arena would be too large for a buffer.
    */
-  #slots(bytes: readonly number[], usage: GPUBufferUsageFlags): { buffer: GPUBuffer; offset: number }[] {
+  #slots(bytes: readonly number[]): { buffer: GPUBuffer; offset: number }[] {
     const label = `results of ${this.label}`, { caps, gpu } = this.device;
     const aligned = bytes.map((size) => Math.ceil(size / ALIGNMENT) * ALIGNMENT),
       total = aligned.reduce((a, b) => a + b, 0);
     if (caps.cpu || total === 0 || total > gpu.limits.maxBufferSize) {
-      return bytes.map((size) => ({ buffer: this.#own(size, usage, label).buffer, offset: 0 }));
+      return bytes.map((size) => ({ buffer: this.#own(size, label).buffer, offset: 0 }));
     }
-    this.#arena = this.#own(total, usage, label).buffer;
+    this.#arena = this.#own(total, label).buffer;
     let end = 0;
     return aligned.map((size) => ({ buffer: this.#arena!, offset: (end += size) - size }));
   }

@@ -144,6 +144,12 @@ export class Device {
     return { buffer, offset: 0, bytes: size, owner: this, release };
   }
 
+  /** Allocates a buffer that kernels bind, by any of their ports, and that is copied to and from. */
+  allocateStorage(bytes: number, what: string): Resident {
+    const { STORAGE, UNIFORM, COPY_SRC, COPY_DST } = GPUBufferUsage;
+    return this.allocate(bytes, STORAGE | UNIFORM | COPY_SRC | COPY_DST, what);
+  }
+
   /** Makes sure a storage is on this device: allocates it and uploads its host values, once. */
   resident(storage: Storage): Resident {
     this.check();
@@ -154,8 +160,7 @@ export class Device {
       }
       return storage.resident;
     }
-    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST | GPUBufferUsage.UNIFORM;
-    return this.adopt(storage, this.allocate(storage.bytes(this.caps.f16), usage, `"${storage.label}"`));
+    return this.adopt(storage, this.allocateStorage(storage.bytes(this.caps.f16), `"${storage.label}"`));
   }
 
   /** Gives a storage its place, and uploads its host values there. */

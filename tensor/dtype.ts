@@ -52,7 +52,18 @@ export function float16Bits(value: number): number {
   return sign | ((rounded - 0x38000000) >>> 13);
 }
 
-/** The number that 16 bits of IEEE 754 binary16 stand for. */
+/**
+ * The number that 16 bits of IEEE 754 binary16 stand for: 1 sign bit, 5 of exponent (bias 15), 10 of fraction.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { float16Value } from "@tinyllm/tinyllm/tensor";
+ *
+ * assertEquals(float16Value(0x3c00), 1);
+ * assertEquals(float16Value(0x0001), 2 ** -24);
+ * ```
+ */
 export function float16Value(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >>> 10) & 31;

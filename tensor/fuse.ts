@@ -30,12 +30,12 @@ const RECOMPUTE_LIMIT = 6;
 const RESERVED_BINDINGS = 4;
 
 /** Where memory comes from: a root computes it; an output of a kernel shares its kernel's group. */
-export function producerOf(node: Node): Node {
+function producerOf(node: Node): Node {
   return node.op === "output" ? node.src[0]! : node;
 }
 
 /** Whether a node is given from outside the program. */
-export function isLeaf(node: Node): boolean {
+function isLeaf(node: Node): boolean {
   return node.op === "buffer" || node.op === "input";
 }
 

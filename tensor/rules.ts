@@ -70,8 +70,6 @@ export const RULES: readonly Rule[] = [siluGate, absorb];
 export interface Rewritten {
   readonly outputs: readonly Node[];
   readonly order: ReadonlyMap<Node, number>;
-  /** How often each rule applied. */
-  readonly applied: ReadonlyMap<string, number>;
 }
 
 /** Nodes that `outputs` need, in order of construction. */
@@ -106,7 +104,7 @@ export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readon
   for (const node of nodes) for (const source of new Set(node.src)) readers.set(source, (readers.get(source) ?? 0) + 1);
   for (const node of outputs) readers.set(node, (readers.get(node) ?? 0) + 1);
   const context: RuleContext = { readers: (node) => readers.get(node) ?? 0 };
-  const replaced = new Map<Node, Node>(), order = new Map<Node, number>(), applied = new Map<string, number>();
+  const replaced = new Map<Node, Node>(), order = new Map<Node, number>();
   nodes.forEach((node, position) => {
     let next = withSources(node, node.src.map((source) => replaced.get(source)!));
     if (!readers.has(next)) readers.set(next, context.readers(node));
@@ -114,12 +112,11 @@ export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readon
     for (const rule of rules) {
       const result = rule.rewrite(next, context);
       if (!result) continue;
-      applied.set(rule.name, (applied.get(rule.name) ?? 0) + 1);
       next = result;
     }
     replaced.set(node, next);
     placeBefore(next, position, order);
     if (!order.has(next)) order.set(next, position);
   });
-  return { outputs: outputs.map((node) => replaced.get(node)!), order, applied };
+  return { outputs: outputs.map((node) => replaced.get(node)!), order };
 }

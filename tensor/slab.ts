@@ -49,7 +49,6 @@ export class Slabs {
   }
 
   #piece(bytes: number): Piece {
-    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST | GPUBufferUsage.UNIFORM;
-    return { whole: this.device.allocate(bytes, usage, this.label), bytes, end: 0, users: 0 };
+    return { whole: this.device.allocateStorage(bytes, this.label), bytes, end: 0, users: 0 };
   }
 }
