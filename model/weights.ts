@@ -74,7 +74,7 @@ export class WeightLoader {
   ) {
     // Vectors widen to f32 and every storage is aligned: a little more than the checkpoint's bytes.
     const bytes = Math.min(checkpoint.totalBytes * 1.01 + (1 << 16), device.gpu.limits.maxBufferSize, SLAB_BYTES);
-    this.#slabs = new Slabs(device, Math.ceil(bytes / 256) * 256 - 256, "weights");
+    this.#slabs = new Slabs(device, Math.floor(bytes / 256) * 256, "weights");
   }
 
   /** Everything loaded so far. */
