@@ -25,17 +25,22 @@ export type { ChatContentPart, ChatMessage, ChatTemplate, ChatToolCall } from ".
 export type { DecoderConfig } from "./model/config.ts";
 export type { Source } from "./model/source.ts";
 export type { Tokenizer } from "./model/tokenizer.ts";
+export type { EngineStats } from "./serving/engine_types.ts";
 export { loadModel } from "./serving/load_model.ts";
 export { estimateMemory, type MemoryEstimate } from "./serving/memory.ts";
 export type { LoadOptions, LoadProgress, Logits, Model, ModelMemory, NegativeLogLikelihood } from "./serving/model.ts";
 export { openSource } from "./serving/model_source.ts";
 export type {
+  BatchOptions,
   Chunk,
   Completion,
   FinishReason,
   GenerateOptions,
+  Prompt,
+  Sample,
   SamplingOptions,
   Timings,
+  TokenLogprob,
   Usage,
 } from "./serving/request.ts";
 export { DeviceLostError, OutOfMemoryError } from "./tensor/device.ts";

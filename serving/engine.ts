@@ -10,6 +10,7 @@
  */
 import type { Scheduled } from "./batch.ts";
 import { BlockManager } from "./block_manager.ts";
+import type { EngineStats } from "./engine_types.ts";
 import { Generation } from "./generation.ts";
 import { Turns } from "./macrotask.ts";
 import type { Runner, Sampled } from "./runner.ts";
@@ -40,6 +41,11 @@ interface LogitsJob {
   readonly reject: (cause: Error) => void;
 }
 
+const NO_WORK = {
+  ...{ prefixHits: 0, prefixMisses: 0, preemptions: 0, steps: 0, promptTokens: 0, generatedTokens: 0 },
+  ...{ promptTokensPerSecond: 0, generatedTokensPerSecond: 0, schedulingMs: 0, peakBytes: 0 },
+};
+
 /** A scheduled generation. */
 interface ScheduledGeneration extends Scheduled {
   readonly generation: Generation;
@@ -65,6 +71,13 @@ export class Engine {
   /** Requests that are not over. */
   get numRequests(): number {
     return this.#waiting.length + this.#running.length + this.#jobs.length;
+  }
+
+  /** What it is doing. */
+  stats(): EngineStats {
+    const running = this.#running.length, waiting = this.#waiting.length;
+    const { numBlocks: blocks, numFreeBlocks: free, blockSize } = this.blocks;
+    return { ...NO_WORK, running, waiting, blocks, usedBlocks: blocks - free, blockSize };
   }
 
   /** Takes a request. Its chunks come from {@linkcode Generation.chunks}. */
@@ -117,7 +130,7 @@ export class Engine {
   async step(): Promise<void> {
     const scheduled = this.#schedule();
     if (scheduled.length === 0) return;
-    const logprobs = scheduled.some(({ generation }) => generation.parameters.logprobs);
+    const logprobs = scheduled.some(({ generation }) => generation.parameters.logprobs !== undefined);
     const sampled = await this.#options.runner.run({ scheduled, logprobs });
     this.#postprocess(scheduled, sampled);
   }
@@ -152,7 +165,7 @@ export class Engine {
     scheduled.forEach(({ generation }, i) => {
       const drawn = sampled[i];
       if (drawn && generation.open) {
-        generation.accept(generation.parameters.logprobs ? drawn : { token: drawn.token });
+        generation.accept(generation.parameters.logprobs !== undefined ? drawn : { token: drawn.token });
       }
     });
     this.#dropEnded();

@@ -70,7 +70,7 @@ export class Generation {
     if (this.parameters.stopTokenIds.has(token)) return this.#finish("stop", {});
     this.sequence.append(token);
     const text = this.#stops.push(this.#detokenizer?.push(token) ?? "");
-    const chunk: Chunk = { text, tokens: [token], ...(logprob !== undefined && { logprobs: [logprob] }) };
+    const chunk: Chunk = { index: 0, text, tokens: [token], ...(logprob !== undefined && { logprobs: [logprob] }) };
     if (this.#stops.stopped) return this.#finish("stop", chunk);
     if (this.sequence.tokens.length >= this.maxLength) return this.#finish("length", chunk);
     this.#emit(chunk);
@@ -115,12 +115,13 @@ export class Generation {
     const rest = this.#stops.push(this.#detokenizer?.flush() ?? "") + this.#stops.flush();
     const { numPromptTokens: promptTokens, numGeneratedTokens: completionTokens } = this.sequence;
     this.#emit({
+      index: 0,
       tokens: [],
-      ...(this.parameters.logprobs && { logprobs: [] }),
+      ...(this.parameters.logprobs !== undefined && { logprobs: [] }),
       ...last,
       text: (last.text ?? "") + rest,
       finishReason: reason,
-      usage: { promptTokens, completionTokens },
+      usage: { promptTokens, completionTokens, cachedTokens: 0 },
       timings: this.#clock.timings(promptTokens),
     });
   }

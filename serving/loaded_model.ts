@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { ChatTemplate } from "../model/chat_template.ts";
+import type { ChatMessage, ChatTemplate } from "../model/chat_template.ts";
 import type { DecoderConfig } from "../model/config.ts";
 import type { Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
@@ -12,12 +12,13 @@ import type { KvCache } from "../model/kv_cache.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
 import type { Device } from "../tensor/device.ts";
 import { Engine } from "./engine.ts";
+import type { EngineStats } from "./engine_types.ts";
 import { Generation } from "./generation.ts";
 import { MAX_SEQUENCES } from "./memory.ts";
 import type { Logits, Model, ModelMemory, NegativeLogLikelihood } from "./model.ts";
 import { checkTokenIds, resolveParameters } from "./parameters.ts";
 import { encodePrompt } from "./prompt.ts";
-import type { Chunk, Completion, GenerateOptions } from "./request.ts";
+import type { BatchOptions, Chunk, Completion, GenerateOptions, Prompt } from "./request.ts";
 import { Runner } from "./runner.ts";
 
 /** What a loaded model consists of. It owns the weights and the cache, and the device unless it is the caller's. */
@@ -76,7 +77,17 @@ export class LoadedModel implements Model {
     return { weights: weights.bytes, kvCache: cache.bytes, peak: device.peak };
   }
 
-  async *generate(options: GenerateOptions): AsyncGenerator<Chunk> {
+  generate(options: GenerateOptions): AsyncGenerator<Chunk>;
+  generate(prompts: readonly Prompt[], params?: BatchOptions): Promise<Completion[]>;
+  generate(
+    what: GenerateOptions | readonly Prompt[],
+    params: BatchOptions = {},
+  ): AsyncGenerator<Chunk> | Promise<Completion[]> {
+    if (!isPromptList(what)) return this.#stream(what);
+    return Promise.all(what.map((prompt) => this.complete({ ...params, ...promptOptions(prompt) })));
+  }
+
+  async *#stream(options: GenerateOptions): AsyncGenerator<Chunk> {
     const generation = this.#submit(options);
     try {
       yield* generation.chunks();
@@ -121,8 +132,12 @@ export class LoadedModel implements Model {
     return { mean: sum / (ids.length - 1), count: ids.length - 1 };
   }
 
-  explain(): string {
-    return this.#runner.explain();
+  stats(): EngineStats {
+    return this.engine.stats();
+  }
+
+  explain(): Promise<string> {
+    return Promise.resolve(this.#runner.explain());
   }
 
   dispose(): Promise<void> {
@@ -173,6 +188,20 @@ export class LoadedModel implements Model {
       );
     }
   }
+}
+
+function isPromptList(what: GenerateOptions | readonly Prompt[]): what is readonly Prompt[] {
+  return Array.isArray(what);
+}
+
+/** A prompt by its form. An empty list is no conversation: it is refused as empty ids are. */
+function promptOptions(prompt: Prompt): Pick<GenerateOptions, "prompt" | "messages" | "tokens"> {
+  if (typeof prompt === "string") return { prompt };
+  return isConversation(prompt) ? { messages: prompt } : { tokens: prompt };
+}
+
+function isConversation(prompt: readonly ChatMessage[] | readonly number[]): prompt is readonly ChatMessage[] {
+  return typeof prompt[0] === "object";
 }
 
 /** What else there is than a shorter prompt. */

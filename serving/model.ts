@@ -6,7 +6,8 @@
 import type { ChatTemplate } from "../model/chat_template.ts";
 import type { DecoderConfig } from "../model/config.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
-import type { Chunk, Completion, GenerateOptions } from "./request.ts";
+import type { EngineStats } from "./engine_types.ts";
+import type { BatchOptions, Chunk, Completion, GenerateOptions, Prompt } from "./request.ts";
 
 /** How far loading has come. */
 export interface LoadProgress {
@@ -37,6 +38,19 @@ export interface LoadOptions {
   device?: "high-performance" | "low-power" | "fallback" | GPUDevice;
   /** Most tokens of prompt and answer together: the model's own or 4096, whichever is less, unless given. */
   contextLength?: number;
+  /** Most sequences that are computed together: 256 unless given, 16 on devices that compute on the CPU. */
+  maxNumSeqs?: number;
+  /** Most tokens that one step computes, of all sequences together: long prompts are cut to fit. 512 unless given. */
+  maxNumBatchedTokens?: number;
+  /**
+   * Memory of keys and values: bytes, or, up to 1, a fraction of what `memoryLimit` leaves beside the weights. Unless given, enough
+   * for the sequences that fit a few gibibytes.
+   */
+  kvMemory?: number;
+  /** Whether prompts that begin alike share what was computed: they do unless this is false. */
+  prefixCache?: boolean;
+  /** Who goes first: whoever came first, unless given, or the request of the smallest `priority`. */
+  policy?: "fcfs" | "priority";
   /** Branch, tag or commit of a model on the hub. */
   revision?: string;
   /** Most bytes of GPU memory to use. Drivers do not say what they have: unlimited unless given. */
@@ -96,14 +110,23 @@ export interface Model extends AsyncDisposable {
    * @throws {Error} for options out of range, and for a prompt that does not fit the context.
    */
   generate(options: GenerateOptions): AsyncGenerator<Chunk>;
+  /**
+   * Answers many prompts together, all sampled alike, and returns the answers in their order.
+   *
+   * @param prompts Text, conversations or token ids.
+   * @throws {Error} as for one prompt; the others are given up then.
+   */
+  generate(prompts: readonly Prompt[], params?: BatchOptions): Promise<Completion[]>;
   /** Generates a whole answer. Throws as `generate` does; an aborted one resolves with what was written. */
   complete(options: GenerateOptions): Promise<Completion>;
   /** Logits of each position of a prompt. */
   logits(ids: readonly number[]): Promise<Logits>;
   /** How well the model predicts each token from those before it. At least 2 ids. */
   nll(ids: readonly number[]): Promise<NegativeLogLikelihood>;
+  /** What the engine is doing: sequences, memory, prefixes found, tokens a second. */
+  stats(): EngineStats;
   /** The GPU's work, dispatch by dispatch, of each program in use. */
-  explain(): string;
+  explain(): Promise<string>;
   /** Ends all requests with an error and frees everything. */
   dispose(): Promise<void>;
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import type { GenerationConfig } from "../model/generation_config.ts";
+import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
 import type { SamplingOptions } from "./request.ts";
 import type { SequenceSampling } from "./sequence.ts";
 
@@ -27,8 +28,14 @@ export interface GenerationParameters {
   readonly stop: readonly string[];
   /** Ids that end generation and are no part of the answer. */
   readonly stopTokenIds: ReadonlySet<number>;
-  /** Whether log-probabilities are asked for. */
-  readonly logprobs: boolean;
+  /** How many alternatives of each token are reported; undefined: no log-probabilities. */
+  readonly logprobs: number | undefined;
+  /** Samples of the prompt. */
+  readonly n: number;
+  /** Smaller goes first. */
+  readonly priority: number;
+  /** Who may share its cached prefix. */
+  readonly cacheSalt: string | undefined;
 }
 
 interface Range {
@@ -39,6 +46,9 @@ interface Range {
 const atLeast0: Range = { good: (value) => value >= 0 && value < Infinity, remedy: "give a number from 0" };
 const finite: Range = { good: Number.isFinite, remedy: "give a finite number (0 is none)" };
 const whole: Range = { good: (value) => Number.isInteger(value) && value >= 0, remedy: "give a whole number from 0" };
+
+/** Most samples of a prompt. */
+const MAX_SAMPLES = 128;
 
 /** What each numeric option may be. */
 const RANGES: { readonly [Name in keyof SamplingOptions]?: Range } = {
@@ -51,6 +61,11 @@ const RANGES: { readonly [Name in keyof SamplingOptions]?: Range } = {
   presencePenalty: finite,
   frequencyPenalty: finite,
   seed: { good: Number.isSafeInteger, remedy: "give a whole number" },
+  n: {
+    good: (n) => Number.isInteger(n) && n >= 1 && n <= MAX_SAMPLES,
+    remedy: `give a whole number from 1 to ${MAX_SAMPLES}`,
+  },
+  priority: finite,
 };
 
 /** Draws uniformly for any practical purpose; infinity does not travel to the GPU. */
@@ -81,7 +96,10 @@ export function resolveParameters(options: SamplingOptions, defaults: ParameterD
     maxTokens: options.maxTokens ?? generation.maxNewTokens ?? Infinity,
     stop: stopsOf(options),
     stopTokenIds: new Set([...(options.ignoreEos ? [] : eosTokenIds), ...(options.stopTokenIds ?? [])]),
-    logprobs: options.logprobs ?? false,
+    logprobs: alternativesOf(options),
+    n: options.n ?? 1,
+    priority: options.priority ?? 0,
+    cacheSalt: options.cacheSalt,
   };
 }
 
@@ -100,6 +118,7 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
   if (stopsOf(options).some((stop) => typeof stop !== "string" || stop === "")) {
     throw new RangeError("Cannot generate: a stop string is empty or no text, give at least one character");
   }
+  checkLogprobs(options);
   checkTokenIds(options.stopTokenIds ?? [], vocabSize, "stopTokenIds");
   const bias = Object.entries(options.logitBias ?? {});
   for (const [id] of bias) {
@@ -115,6 +134,21 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
       );
     }
   }
+}
+
+function checkLogprobs({ logprobs = false, cacheSalt = "" }: SamplingOptions): void {
+  const good = typeof logprobs === "boolean" ||
+    (Number.isInteger(logprobs) && logprobs >= 0 && logprobs <= MAX_TOP_LOGPROBS);
+  if (!good) {
+    throw new RangeError(
+      `Cannot generate: logprobs is ${logprobs}, give true, false or a number of alternatives up to ${MAX_TOP_LOGPROBS}`,
+    );
+  }
+  if (typeof cacheSalt !== "string") throw new TypeError(`Cannot generate: cacheSalt is ${cacheSalt}, give text`);
+}
+
+function alternativesOf({ logprobs = false }: SamplingOptions): number | undefined {
+  return logprobs === false ? undefined : logprobs === true ? 0 : logprobs;
 }
 
 /**

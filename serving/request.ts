@@ -34,8 +34,24 @@ export interface SamplingOptions {
   logitBias?: Readonly<Record<number, number>>;
   /** Go on past end-of-sequence tokens. */
   ignoreEos?: boolean;
-  /** Report the log-probability of each token. */
-  logprobs?: boolean;
+  /**
+   * Report the log-probability of each token; a number, up to 20, asks for as many of the likeliest tokens at its place too.
+   */
+  logprobs?: boolean | number;
+  /** Samples of one prompt, which is computed once: each has a seed of its own. 1 unless given. */
+  n?: number;
+  /** Smaller goes first, where the model was loaded with `policy: "priority"`. 0 unless given. */
+  priority?: number;
+  /** Requests share cached prefixes only with those of the same salt. */
+  cacheSalt?: string;
+}
+
+/** A token and its natural log-probability. */
+export interface TokenLogprob {
+  /** Its id. */
+  token: number;
+  /** ln p under the model's own distribution. */
+  logprob: number;
 }
 
 /** What to continue: raw text, a conversation, or token ids. One of the three. */
@@ -50,6 +66,15 @@ export interface GenerateOptions extends SamplingOptions {
   signal?: AbortSignal;
 }
 
+/** What to continue: raw text, a conversation, or token ids. */
+export type Prompt = string | readonly ChatMessage[] | readonly number[];
+
+/** How many prompts are answered together. */
+export interface BatchOptions extends SamplingOptions {
+  /** Aborting ends generation within a step; what was written comes back with `finishReason: "abort"`. */
+  signal?: AbortSignal;
+}
+
 /** Why generation ended: a stop token or string, the token limit or the context's end, or the caller. */
 export type FinishReason = "stop" | "length" | "abort";
 
@@ -59,6 +84,8 @@ export interface Usage {
   promptTokens: number;
   /** Tokens generated, without the end-of-sequence id. */
   completionTokens: number;
+  /** Tokens of the prompt that another request had computed already. */
+  cachedTokens: number;
 }
 
 /** Durations in milliseconds. */
@@ -75,31 +102,43 @@ export interface Timings {
 
 /** One piece of a streamed answer. */
 export interface Chunk {
+  /** The sample that it belongs to, from 0: always 0 unless several were asked for. */
+  index: number;
   /** Text that is now certain: never half a character, never part of a stop string. May be empty. */
   text: string;
   /** Ids of the tokens behind it. */
   tokens: number[];
   /** Their natural log-probabilities, where asked for. */
   logprobs?: number[];
-  /** Set on the last chunk alone. */
+  /** Of each token the likeliest at its place, likeliest first, where asked for. */
+  topLogprobs?: TokenLogprob[][];
+  /** Set on the sample's last chunk alone. */
   finishReason?: FinishReason;
-  /** Set on the last chunk alone. */
+  /** Of all samples together. Set on the last chunk alone. */
   usage?: Usage;
   /** Set on the last chunk alone. */
   timings?: Timings;
 }
 
-/** A whole answer. */
-export interface Completion {
+/** One answer to a prompt. */
+export interface Sample {
   /** The text, without the stop string. Empty for a model without a tokenizer. */
   text: string;
   /** Generated ids, the end-of-sequence id not among them. */
   tokens: number[];
   /** Their natural log-probabilities, where asked for. */
   logprobs?: number[];
+  /** Of each token the likeliest at its place, likeliest first, where asked for. */
+  topLogprobs?: TokenLogprob[][];
   /** Why it ended. */
   finishReason: FinishReason;
-  /** Token counts. */
+}
+
+/** A whole answer: the first sample's fields are its own. */
+export interface Completion extends Sample {
+  /** All samples, the first among them, where several were asked for. */
+  samples?: Sample[];
+  /** Token counts, of all samples together. */
   usage: Usage;
   /** Durations. */
   timings: Timings;

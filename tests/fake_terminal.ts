@@ -42,7 +42,7 @@ export interface FakeModel extends LoadedModel {
   onPiece(index: number): void;
 }
 
-const USAGE = { promptTokens: 3, completionTokens: 2 };
+const USAGE = { promptTokens: 3, completionTokens: 2, cachedTokens: 0 };
 const TIMINGS = { firstTokenMs: 310, promptTokensPerSecond: 340, decodeTokensPerSecond: 52.1, totalMs: 400 };
 
 function withoutSignal({ signal: _, ...request }: GenerateOptions): GenerateOptions {
@@ -65,11 +65,16 @@ function fakeModel(overrides: Partial<FakeModel>, requests: GenerateOptions[]): 
         await Promise.resolve();
         model.onPiece(index);
         if (request.signal?.aborted) {
-          yield { text: "", tokens: [], finishReason: "abort", usage: USAGE, timings: TIMINGS };
+          yield { index: 0, text: "", tokens: [], finishReason: "abort", usage: USAGE, timings: TIMINGS };
           return;
         }
         const last = index === pieces.length - 1;
-        yield { text, tokens: [index + 7], ...(last && { finishReason: "stop", usage: USAGE, timings: TIMINGS }) };
+        yield {
+          index: 0,
+          text,
+          tokens: [index + 7],
+          ...(last && { finishReason: "stop", usage: USAGE, timings: TIMINGS }),
+        };
       }
     },
     complete(request): Promise<Completion> {
