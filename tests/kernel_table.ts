@@ -3,6 +3,7 @@
  */
 import { cases as activation } from "../kernels/activation_cases.ts";
 import { cases as attention } from "../kernels/attention_cases.ts";
+import { cases as copyBlocks } from "../kernels/copy_blocks_cases.ts";
 import { mergeCases, partialsCases } from "../kernels/decode_attention_cases.ts";
 import { cases as embedding } from "../kernels/embedding_cases.ts";
 import { cases as int8Matmul } from "../kernels/int8_matmul_cases.ts";
@@ -13,6 +14,8 @@ import { normQuantiseCases, quantiseCases } from "../kernels/quantise_cases.ts";
 import { cases as quantisedMatmul } from "../kernels/quantised_matmul_cases.ts";
 import { cases as rope } from "../kernels/rope_cases.ts";
 import { cases as sampling } from "../kernels/sampling_cases.ts";
+import { cases as tokenSlots } from "../kernels/token_slots_cases.ts";
+import { cases as topLogprobs } from "../kernels/top_logprobs_cases.ts";
 import type { KernelCase } from "../kernels/spec.ts";
 
 /** All cases, family after family. Names are unique. */
@@ -32,4 +35,7 @@ export const KERNEL_CASES: readonly KernelCase<unknown>[] = [
   ...mergeCases,
   ...activation,
   ...sampling,
+  ...topLogprobs,
+  ...tokenSlots,
+  ...copyBlocks,
 ];
