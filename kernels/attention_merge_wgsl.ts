@@ -6,6 +6,7 @@
 import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST, TILE } from "./attention_layout.ts";
+import { blockFunctions, octet, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 
@@ -13,6 +14,8 @@ import { repeat } from "./unroll.ts";
 export interface MergeParams {
   /** Factor on scores. */
   readonly scale: number;
+  /** Whether the result is stored in codes and scales (`quantise32`). Head dimensions that are a multiple of 32 only. */
+  readonly quantise?: boolean;
 }
 
 /** WGSL that finds the sequence of `row` and how many keys it sees; in a batch of single queries that is one look. */
@@ -52,17 +55,19 @@ function heldTilesOf(rows: Dim, tiles: number): number {
  * The shader of a merge: one workgroup a row and head, one lane a feature. The lanes first find the factors of as many
  * tiles as there are lanes, by a scan of the maxima; then each adds tile after tile.
  */
-export function mergeWgsl(call: KernelCall<MergeParams>, _caps: Caps): KernelSource {
+export function mergeWgsl(call: KernelCall<MergeParams>, caps: Caps): KernelSource {
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
   const heldTiles = heldTilesOf(rows, tileCount);
   const lanes = Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
+  const { quantise = false } = call.params;
   const load = (u: number, tile: string) =>
     `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;
   return {
     inputs: [{ name: "sums" }, { name: "stats", width: 2 }, { name: "query_start" }, { name: "context_lens" }],
-    outputs: [{ name: "attended" }],
+    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
     workgroupSize: [lanes, 1, 1],
-    declarations: `
+    subgroups: quantise && caps.subgroups,
+    declarations: `${quantise ? `var<workgroup> finished: array<f32, ${headDim}>;\n${blockFunctions(lanes, caps)}` : ""}
 var<workgroup> greatest_to: array<f32, ${lanes}>;
 var<workgroup> factors: array<vec4f, ${lanes}>;`,
     main: `${rowWgsl(dimWgsl(rows))}
@@ -110,6 +115,21 @@ var<workgroup> factors: array<vec4f, ${lanes}>;`,
     workgroupBarrier();
   }
   let weight = select(0.0, 1.0 / max(total, 1e-37), total > 0.0);
-  if (lane < ${headDim}u) { store_attended((row * ${heads}u + head) * ${headDim}u + lane, value * weight); }`,
+  ${
+      quantise
+        ? quantiseHead(`(row * ${heads}u + head) * ${headDim / octet}u`, headDim, caps)
+        : `if (lane < ${headDim}u) { store_attended((row * ${heads}u + head) * ${headDim}u + lane, value * weight); }`
+    }`,
   };
+}
+
+/** WGSL that quantises the features of a head, one a lane, into the codes from octet `first` on. */
+function quantiseHead(first: string, headDim: number, caps: Caps): string {
+  const four = (name: string): string => `vec4f(${repeat(4, (i) => `${i > 0 ? ", " : ""}finished[${name} + ${i}u]`)})`;
+  return `if (lane < ${headDim}u) { finished[lane] = value * weight; }
+  workgroupBarrier();
+  let start = ${octet}u * min(lane, ${headDim / octet - 1}u);
+  let low = ${four("start")};
+  let high = ${four("start + 4u")};
+  ${quantiseOctet(`${first} + lane`, `lane < ${headDim / octet}u`, caps)}`;
 }

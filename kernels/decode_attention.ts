@@ -21,6 +21,7 @@ import { type AttentionBatch, pagedAttention, pagedAttentionKernel } from "./att
 import { type PagedAttentionParams, sizesOf, TILE } from "./attention_layout.ts";
 import { type MergeParams, mergeSizesOf, mergeWgsl } from "./attention_merge_wgsl.ts";
 import { type DecodeAttentionParams, decodeLayoutOf, partialsWgsl } from "./decode_attention_wgsl.ts";
+import { activationBlock, quantiseActivations } from "./quantise.ts";
 import { rowGrid } from "./row_grid.ts";
 
 export type { MergeParams } from "./attention_merge_wgsl.ts";
@@ -131,20 +132,30 @@ function mergeReference(call: KernelCall<MergeParams>, inputs: readonly ArrayLik
       });
     }
   });
-  return [attended];
+  if (!call.params.quantise) return [attended];
+  const { codes, scales } = quantiseActivations(attended);
+  return [Float64Array.from(codes), scales];
 }
 
 /**
  * Second dispatch: weighted values, maxima and sums of `attentionPartialsKernel`, queryStart and contextLens to f32
- * [T, heads * D].
+ * [T, heads * D], or to its codes and scales.
  */
 export const attentionMergeKernel: Kernel<MergeParams> = {
   name: "attention_merge",
-  infer([sums, stats]) {
+  infer([sums, stats], { quantise = false }) {
     if (sums?.shape.length !== 4 || stats?.shape.length !== 4 || stats.shape[3] !== 2) {
       throw new Error(`Cannot merge ${sums && formatShape(sums.shape)}: weighted values are [T, tiles, heads, D]`);
     }
-    return [{ dtype: "f32", shape: [sums.shape[0]!, (sums.shape[2] as number) * (sums.shape[3] as number)] }];
+    const [rows, , heads, headDim] = sums.shape as [Dim, number, number, number], columns = heads * headDim;
+    if (!quantise) return [{ dtype: "f32", shape: [rows, columns] }];
+    if (headDim % activationBlock !== 0) {
+      throw new Error(`Cannot merge into codes: head dimension ${headDim} is no multiple of ${activationBlock}`);
+    }
+    return [
+      { dtype: "u32", shape: [rows, columns / 4] },
+      { dtype: "f32", shape: [rows, columns / activationBlock, 2] },
+    ];
   },
   wgsl: mergeWgsl,
   grid: (call, _caps, resolve) => {
@@ -157,6 +168,10 @@ export const attentionMergeKernel: Kernel<MergeParams> = {
     return { flops: 3 * count * tiles, bytes: 4 * count * (tiles + 1) };
   },
   slots: ["elementwise"],
+  withQuantise32(inputs, params) {
+    if ((inputs[0]!.shape[3] as number) % activationBlock !== 0 || params.quantise) return undefined;
+    return kernelNode(attentionMergeKernel, inputs, { ...params, quantise: true });
+  },
 };
 
 /** Whether partial results of such a call are small enough, and its shape one that tiles can be read by. */

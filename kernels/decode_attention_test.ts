@@ -9,6 +9,7 @@ import { Storage } from "../tensor/storage.ts";
 import { pagedAttentionKernel } from "./attention.ts";
 import { attentionCall, type AttentionSetting } from "./attention_cases.ts";
 import { decodeAttention, type DecodeAttentionParams } from "./decode_attention.ts";
+import { quantise32 } from "./quantise.ts";
 import { seededRandom } from "./random.ts";
 import type { CaseCall } from "./spec.ts";
 
@@ -28,6 +29,23 @@ async function split(
   program.dispose();
   storages.forEach((storage) => storage.release());
   return attended;
+}
+
+/** Codes and scales of split attention, merged and quantised in one dispatch or in two. */
+async function quantised(device: Device, call: CaseCall<DecodeAttentionParams>, joint: boolean): Promise<HostArray[]> {
+  const storages = call.inputs.map((i, n) => new Storage(i.dtype, i.shape, i.data.slice() as HostArray, `input ${n}`));
+  const program = compile(device, () => {
+    const [q, keys, values, queryStart, contextLens, blockTables] = storages.map((storage) => buffer(storage));
+    const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
+    const { codes, scales } = quantise32(decodeAttention(q!, keys!, values!, batch, call.params));
+    return [codes, scales];
+  }, joint ? {} : { rules: [] });
+  assertEquals(program.dispatchCount, joint ? 2 : 3);
+  program.run();
+  const results = [await program.read(0), await program.read(1)];
+  program.dispose();
+  storages.forEach((storage) => storage.release());
+  return results;
 }
 
 /** Position of the first difference, which says more than two arrays side by side, or -1. */
@@ -80,4 +98,17 @@ Deno.test("the layout of split attention changes no result", async () => {
     assertEquals(differs(await split(device, call, layout), expected!), -1, JSON.stringify(layout));
   }
   device.close();
+});
+
+Deno.test("attention merged into codes is attention quantised, bit for bit", async () => {
+  for (const disable of [[], ["subgroups"]] as const) {
+    const device = await openDevice({ disable });
+    for (const setting of [mixed, { ...mixed, headDim: 128, kvHeads: 1 }]) {
+      const call = attentionCall(setting, seededRandom(7));
+      const params = { blockSize: call.params.blockSize, scale: call.params.scale };
+      const joint = await quantised(device, { ...call, params }, true);
+      assertEquals(joint, await quantised(device, { ...call, params }, false));
+    }
+    device.close();
+  }
 });

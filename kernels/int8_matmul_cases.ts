@@ -7,7 +7,9 @@
 import type { Caps } from "../tensor/kernel.ts";
 import { int8Kernel, int8Matmul, type Int8Params, int8Terms } from "./int8_matmul.ts";
 import type { Int8Form, Int8Size, RowsForm, TileForm } from "./int8_variants.ts";
+import { rmsNormKernel } from "./norm.ts";
 import { quantiseActivations } from "./quantise.ts";
+import { normCall } from "./quantise_cases.ts";
 import { groupSizes } from "./quantised_reference.ts";
 import { randomWeight, repeatedWeight } from "./random_product.ts";
 import type { CaseCall, Kernel, KernelCase, Random } from "./spec.ts";
@@ -22,6 +24,10 @@ export function int8Call(
   random: Random,
   weight: typeof randomWeight = randomWeight,
 ): CaseCall<Int8Params> {
+  if (params.norm) {
+    const { inputs } = normCall(tokens, columns, random);
+    return { params, inputs: [...inputs, ...weight(params.format, rows, columns, random)] };
+  }
   const { codes, scales } = quantiseActivations(Float32Array.from({ length: tokens * columns }, () => random.normal()));
   return {
     params,
@@ -33,14 +39,34 @@ export function int8Call(
   };
 }
 
+/** The same call with activations in codes. */
+function inCodes(call: CaseCall<Int8Params>): CaseCall<Int8Params> {
+  const { norm, ...params } = call.params, [x, weight, ...rest] = call.inputs;
+  if (!norm) return call;
+  const [tokens, columns] = x!.shape as [number, number];
+  const normed = rmsNormKernel.reference({ params: norm, inputs: [x!, weight!], outputs: [] }, [x!.data, weight!.data]);
+  const { codes, scales } = quantiseActivations(normed[0]!);
+  return {
+    params,
+    inputs: [
+      { dtype: "u32", shape: [tokens, columns / 4], data: codes },
+      { dtype: "f32", shape: [tokens, columns / 32, 2], data: Float32Array.from(scales) },
+      ...rest,
+    ],
+  };
+}
+
 /** Inner sums are exact. A block rounds four times, and what has been added up so far once. */
-function int8Tolerance(call: CaseCall<Int8Params>): Float64Array {
+function int8Tolerance(given: CaseCall<Int8Params>): Float64Array {
+  const call = inCodes(given);
   const rows = call.inputs[2]!.shape[0] as number, columns = 4 * (call.inputs[0]!.shape[1] as number);
   const magnitudes = new Float64Array((call.inputs[0]!.shape[0] as number) * rows);
   int8Terms(call, call.inputs.map(({ data }) => data), (output, product, bias) => {
     magnitudes[output]! += Math.abs(product) + Math.abs(bias);
   });
-  const errors = magnitudes.map((magnitude) => (columns / 16 + 8) * 2 ** -24 * magnitude + 1e-30);
+  // The sum of squares rounds once a column, of which half reaches its root.
+  const norming = given.params.norm ? columns / 4 + 8 : 0;
+  const errors = magnitudes.map((magnitude) => (columns / 16 + 8 + norming) * 2 ** -24 * magnitude + 1e-30);
   if (!call.params.gate) return errors;
   // |silu'| is at most 1.1 and |silu(v)| at most |v|; exp is good to 4e-6.
   const outputs = rows / 2;
@@ -158,5 +184,18 @@ const gated = ([4, 8] as const).flatMap((bits) => {
   ];
 });
 
+/** Products that normalise and quantise their activations. */
+const normed = ([4, 8] as const).flatMap((bits) => {
+  const format: AffineFormat = { kind: "affine", bits, groupSize: 64, scales: "f16" }, norm = { eps: 1e-6 };
+  const shape = (random: Random): Shape => [random.integer(1, 3), 2 * random.integer(1, 50), columns(64, random)];
+  return [
+    int8Case("normed", { format, norm }, shape),
+    int8Case("normed and gated, long rows", { format, norm, gate: true }, (random) => {
+      return [1, 2 * random.integer(1, 20), 64 * random.integer(20, 40)];
+    }),
+    int8Case("form: slices, normed", { format, norm }, shape, named(rows(1, 4, 4, 4, 2))),
+  ];
+});
+
 /** Cases of the table-driven test and bench. */
-export const cases: readonly KernelCase<Int8Params>[] = [benched, ...everyFormat, ...gated, ...gpuForms];
+export const cases: readonly KernelCase<Int8Params>[] = [benched, ...everyFormat, ...gated, ...gpuForms, ...normed];

@@ -9,8 +9,9 @@ import { Storage } from "../tensor/storage.ts";
 import { fastLinear, int8Kernel, int8Linear, int8Matmul } from "./int8_matmul.ts";
 import { cases, int8Call } from "./int8_matmul_cases.ts";
 import { int8Form } from "./int8_variants.ts";
-import { quantise32, rmsNormQuantise32 } from "./quantise.ts";
+import { quantise32, quantise32Kernel, rmsNormQuantise32 } from "./quantise.ts";
 import { seededRandom } from "./random.ts";
+import type { CaseInput } from "./spec.ts";
 import type { Weight } from "./weight_format.ts";
 
 const fourBits = { kind: "affine", bits: 4, groupSize: 64, scales: "f16" } as const;
@@ -25,6 +26,12 @@ function weightOf(rows: number, columns: number, seed: number): { weight: Weight
 /** The forms of a GPU, run on whatever device there is. */
 function gpuCaps(caps: Caps): Caps {
   return { ...caps, cpu: false };
+}
+
+/** Products in the form that stores codes, whether they do or not. */
+function blocksKernel(features: Pick<Caps, "cpu" | "subgroups">): typeof int8Matmul {
+  const chosen = int8Kernel((caps, size) => int8Form({ ...caps, ...features }, { ...size, blocks: true }));
+  return { ...chosen, wgsl: (call, caps) => chosen.wgsl(call, { ...caps, ...features }) };
 }
 
 Deno.test("the forms that a GPU chooses agree with the reference", async () => {
@@ -45,7 +52,26 @@ Deno.test("the forms that a GPU chooses agree with the reference", async () => {
   }
 });
 
-Deno.test("norm, gate and up, SwiGLU, down and residual take four dispatches", async () => {
+Deno.test("outputs stored in codes are those of quantising the outputs, bit for bit", async () => {
+  const device = await openDevice();
+  try {
+    for (const [subgroups, cpu] of [[true, true], [true, false], [false, false]] as const) {
+      const kernel = blocksKernel({ subgroups: subgroups && device.caps.subgroups, cpu });
+      for (const [tokens, rows, columns] of [[1, 192, 448], [5, 320, 128], [11, 64, 64]] as const) {
+        const call = int8Call({ format: fourBits, gate: true }, [tokens, rows, columns], seededRandom(tokens + rows));
+        const [y] = await runKernel(device, kernel, call);
+        const x: CaseInput = { dtype: "f32", shape: [tokens, rows / 2], data: Float32Array.from(y!) };
+        const apart = await runKernel(device, quantise32Kernel, { params: null, inputs: [x] });
+        const stored = await runKernel(device, kernel, { ...call, params: { ...call.params, quantise: true } });
+        assertEquals(stored, apart, `${tokens} x ${rows} x ${columns}, subgroups ${subgroups}, cpu ${cpu}`);
+      }
+    }
+  } finally {
+    device.close();
+  }
+});
+
+Deno.test("norm, gate and up, SwiGLU, down and residual take three dispatches", async () => {
   const device = await openDevice();
   const x = new Storage("f32", [3, 128], Float32Array.from({ length: 384 }, () => Math.random() - 0.5));
   const norm = new Storage("f32", [128], new Float32Array(128).fill(1));
@@ -57,7 +83,7 @@ Deno.test("norm, gate and up, SwiGLU, down and residual take four dispatches", a
       const hidden = map("mul", map("silu", gate), up);
       return map("add", int8Linear(quantise32(hidden), down.weight), buffer(x));
     });
-    assertEquals(program.dispatchCount, 4);
+    assertEquals(program.dispatchCount, 3);
     program.run();
     assert((await program.read(0)).some((value) => value !== 0));
     program.dispose();

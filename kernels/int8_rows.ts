@@ -8,14 +8,19 @@
  * @module
  */
 import { siluGateFunction } from "./activation.ts";
-import type { Caps, KernelSource } from "../tensor/kernel.ts";
+import type { Caps, KernelSource, Port } from "../tensor/kernel.ts";
 import type { RowsForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
+import { blockFunctions, normaliseDeclarations, normaliseWgsl, quantiseOctet } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
 /** Outputs of a team for each token. */
 function teamOutputs({ gate }: Int8Product, { rows }: RowsForm): number {
   return gate ? rows / 2 : rows;
+}
+
+function threadsOf({ lanes, groups, slices }: RowsForm): number {
+  return lanes * groups * slices;
 }
 
 /** Outputs of a workgroup for each token. */
@@ -48,7 +53,11 @@ function prologue(product: Int8Product, form: RowsForm, weight: Int8Weight): str
       `let affine_${row} = row_${row} * ${weight.groups}u;`,
     );
   }
-  for (const m of indices(tokens)) lines.push(`let x_${m} = min(token0 + ${m}u, tokens - 1u) * ${blocks}u;`);
+  for (const m of indices(tokens)) {
+    // Activations that the workgroup has normalised are its own.
+    const token = product.eps === undefined ? `min(token0 + ${m}u, tokens - 1u) * ${blocks}u` : "0u";
+    lines.push(`let x_${m} = ${token};`);
+  }
   return lines.join("\n") + "\n" + eachSum(form, (name) => `var ${name} = 0.0;`) + "\n";
 }
 
@@ -112,11 +121,44 @@ function columnsText(product: Int8Product, form: RowsForm, weight: Int8Weight): 
   return text;
 }
 
+/** The place of an output: which token of the workgroup's, and which of its outputs. */
+interface Place {
+  readonly token: string;
+  readonly output: string;
+}
+
 /** The store of one output: `first` and `partner` are texts of finished sums. */
-function storeText(product: Int8Product, token: string, output: string, first: string, partner: string): string {
+function storeText(product: Int8Product, form: RowsForm, at: Place, first: string, partner: string): string {
   const value = product.gate ? `silu_gate(${first}, ${partner})` : first;
+  if (product.quantise) return `finished[(${at.token}) * ${rowsOutputs(product, form)}u + ${at.output}] = ${value};\n`;
+  const token = `token0 + ${at.token}`, output = `output0 + ${at.output}`;
   return `if (${token} < tokens && ${output} < ${product.outputs}u) {\n` +
     `  store_y((${token}) * ${product.outputs}u + ${output}, ${value});\n}\n`;
+}
+
+/** Quantises the finished outputs of a workgroup, eight an invocation. */
+function quantiseText(product: Int8Product, form: RowsForm, caps: Caps): string {
+  if (!product.quantise) return "";
+  const octets = rowsOutputs(product, form) / 8, count = octets * form.tokens, threads = threadsOf(form);
+  const four = (from: number): string => `vec4f(${indices(4).map((i) => `finished[start + ${from + i}u]`).join(", ")})`;
+  const text = (item: string): string =>
+    `let item = ${item};
+let start = 8u * min(item, ${count - 1}u);
+let token = token0 + item / ${octets}u;
+let octet = item % ${octets}u + output0 / 8u;
+let low = ${four(0)};
+let high = ${four(4)};
+${
+      quantiseOctet(
+        `token * ${product.outputs / 8}u + octet`,
+        `item < ${count}u && token < tokens && octet < ${product.outputs / 8}u`,
+        caps,
+        { codes: "store_y_codes", scales: "store_y_scales" },
+      )
+    }`;
+  const turns = Math.ceil(count / threads);
+  return `workgroupBarrier();\n` +
+    indices(turns).map((turn) => `{\n${text(`lane + ${turn * threads}u`)}\n}\n`).join("");
 }
 
 /** Stores of a team whose lanes have the finished sums. */
@@ -126,8 +168,8 @@ function teamStores(product: Int8Product, form: RowsForm): string {
     indices(each).map((row) =>
       storeText(
         product,
-        `token0 + ${m}u`,
-        `output0 + team * ${each}u + ${row}u`,
+        form,
+        { token: `${m}u`, output: `team * ${each}u + ${row}u` },
         `sum_${row}_${m}`,
         `sum_${row + each}_${m}`,
       )
@@ -139,7 +181,7 @@ function teamStores(product: Int8Product, form: RowsForm): string {
 /** Adds up `parts` partial sums of every output in workgroup memory; one invocation stores one output. */
 function sharedStores(product: Int8Product, form: RowsForm, parts: number): string {
   const each = teamOutputs(product, form), outputs = form.groups * each, sums = form.rows * form.tokens;
-  const threads = form.lanes * form.groups * form.slices, count = outputs * form.tokens;
+  const threads = threadsOf(form), count = outputs * form.tokens;
   const names = product.gate ? ["first", "partner"] : ["first"];
   const part = (name: string, p: string): string => {
     return `${name} += partial[at${name === "first" ? "" : ` + ${each * form.tokens}u`} + ${p}];`;
@@ -153,7 +195,7 @@ let own = i & ${outputs - 1}u;
 let at = (own >> ${Math.log2(each)}u) * ${sums}u + (own & ${each - 1}u) * ${form.tokens}u + token;
 ${names.map((name) => `var ${name} = 0.0;`).join(" ")}
 ${additions}
-${storeText(product, "token0 + token", "output0 + own", "first", "partner")}`;
+${storeText(product, form, { token: "token", output: "own" }, "first", "partner")}`;
   if (count <= threads) return `let i = lane;\nif (i < ${count}u) {\n${body}}\n`;
   return `for (var i = lane; i < ${count}u; i += ${threads}u) {\n${body}}\n`;
 }
@@ -166,7 +208,7 @@ function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: str
     for (let distance = lanes / 2; distance >= 1; distance /= 2) {
       text += eachSum(form, (name) => `${name} += subgroupShuffleXor(${name}, ${distance}u);`) + "\n";
     }
-    if (slices === 1) return { text: text + teamStores(product, form), floats: 0 };
+    if (slices === 1) return { text: text + teamStores(product, form) + quantiseText(product, form, caps), floats: 0 };
   }
   const parts = caps.subgroups ? slices : slices * lanes;
   const part = caps.subgroups ? "slice" : `(slice * ${lanes}u + member)`;
@@ -174,22 +216,64 @@ function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: str
     eachSum(form, (name, row, m) => `partial[put + ${row * form.tokens + m}u] = ${name};`) + "\n";
   text += caps.subgroups ? `if (member == 0u) {\n${put}}\n` : put;
   return {
-    text: `${text}workgroupBarrier();\n${sharedStores(product, form, parts)}`,
+    text: `${text}workgroupBarrier();\n${sharedStores(product, form, parts)}${quantiseText(product, form, caps)}`,
     floats: parts * groups * sums,
+  };
+}
+
+/** Where a product's activations are read from. */
+interface Activations {
+  readonly ports: readonly Port[];
+  readonly declarations: string;
+  /** Waits for nothing; comes first. */
+  readonly loads: string;
+  /** Ends with a barrier where it does anything. */
+  readonly rest: string;
+}
+
+/** Activations in codes from memory, or normalised and quantised into workgroup memory, under the same names. */
+function activationsOf({ columns, eps }: Int8Product, form: RowsForm, caps: Caps): Activations {
+  if (eps === undefined) {
+    return {
+      ports: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }],
+      declarations: "",
+      loads: "",
+      rest: "",
+    };
+  }
+  const lanes = threadsOf(form), store = { codes: "keep_codes", scales: "keep_scales" };
+  const text = { columns, lanes, eps, from: `workgroup.x * ${columns / 8}u`, to: "0u", store };
+  const { loads, rest } = normaliseWgsl(text, caps);
+  return {
+    ports: [{ name: "x", width: 4 }, { name: "weight", width: 4 }],
+    declarations: `${normaliseDeclarations(lanes)}var<workgroup> own_codes: array<vec2u, ${columns / 8}>;
+var<workgroup> own_scales: array<vec2f, ${columns / 32}>;
+fn keep_codes(at: u32, words: vec2u) { own_codes[at] = words; }
+fn keep_scales(at: u32, scale: vec2f) { own_scales[at] = scale; }
+fn codes(at: u32) -> vec4u { return vec4u(own_codes[2u * at], own_codes[2u * at + 1u]); }
+fn scales(at: u32) -> vec2f { return own_scales[at]; }
+`,
+    loads,
+    rest: `${rest}\nworkgroupBarrier();\n`,
   };
 }
 
 /** The WGSL of a product in this form. */
 export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): KernelSource {
-  const weight = int8Weight(product.format, product.columns, caps);
-  const end = epilogue(product, form, caps);
+  const weight = int8Weight(product.format, product.columns, caps), { gate, quantise, eps } = product;
+  const end = epilogue(product, form, caps), activations = activationsOf(product, form, caps);
+  const finished = quantise
+    ? `var<workgroup> finished: array<f32, ${rowsOutputs(product, form) * form.tokens}>;\n`
+    : "";
   return {
-    inputs: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }, ...weight.ports],
-    outputs: [{ name: "y" }],
-    workgroupSize: [form.lanes * form.groups * form.slices, 1, 1],
+    inputs: [...activations.ports, ...weight.ports],
+    outputs: quantise ? [{ name: "y_codes", width: 2 }, { name: "y_scales", width: 2 }] : [{ name: "y" }],
+    workgroupSize: [threadsOf(form), 1, 1],
     subgroups: caps.subgroups,
-    declarations: weight.declarations + (product.gate ? siluGateFunction : "") +
+    declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
+      (quantise || eps !== undefined ? blockFunctions(threadsOf(form), caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
-    main: prologue(product, form, weight) + columnsText(product, form, weight) + end.text,
+    main: activations.loads + activations.rest + prologue(product, form, weight) + columnsText(product, form, weight) +
+      end.text,
   };
 }

@@ -56,6 +56,8 @@ export interface Int8Size {
   readonly rows: number;
   /** Columns. */
   readonly columns: number;
+  /** Whether the outputs of a workgroup have to be whole blocks of 32, two rows each: gated and stored in codes. */
+  readonly blocks?: boolean;
 }
 
 /** Bytes of workgroup memory that a tile form takes. */
@@ -110,7 +112,27 @@ function tileForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm 
 /** Most tokens for which weights are better read once for eight tokens than put into tiles. */
 const mostRowsTokens = 32;
 
+/** The matrix-vector form whose workgroups make 32 outputs of a token, each from two rows. */
+function blocksForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
+  const most = caps.subgroups ? caps.subgroupSize : 32, form = { kind: "rows", slices: 1, unroll: 1 } as const;
+  if (caps.cpu) return { ...form, rows: 8, tokens: Math.min(maxTokens, 2), lanes: 4, groups: 8 };
+  if (maxTokens === 1) return { ...form, rows: 8, tokens: 1, lanes: Math.min(32, most), groups: 8 };
+  return {
+    ...form,
+    rows: 2,
+    tokens: maxTokens === 2 ? 2 : maxTokens <= 4 ? 4 : 8,
+    lanes: Math.min(8, most),
+    groups: 32,
+  };
+}
+
+/** Whether products of so many tokens have a form that stores codes. */
+export function hasBlocksForm(maxTokens: number): boolean {
+  return maxTokens <= mostRowsTokens;
+}
+
 /** The form for a device and a size. */
 export function int8Form(caps: Caps, size: Int8Size): Int8Form {
+  if (size.blocks) return blocksForm(caps, size);
   return size.maxTokens <= mostRowsTokens ? rowsForm(caps, size) : tileForm(caps, size);
 }

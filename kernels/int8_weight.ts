@@ -140,4 +140,8 @@ export interface Int8Product {
   readonly outputs: number;
   /** Whether the rows' halves are joined. */
   readonly gate: boolean;
+  /** Epsilon of the RMSNorm that activations pass on their way to codes, by every workgroup; or they come in codes. */
+  readonly eps: number | undefined;
+  /** Whether outputs are stored in codes and scales. */
+  readonly quantise: boolean;
 }

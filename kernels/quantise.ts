@@ -33,6 +33,15 @@ import { kernelNode, type Node, output } from "../tensor/node.ts";
 import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
 import { leastBytes } from "./least_bytes.ts";
+import {
+  blockFunctions,
+  normaliseDeclarations,
+  normaliseWgsl,
+  octet,
+  outputStore,
+  quantiseOctet,
+  smallestMax,
+} from "./quantise_wgsl.ts";
 
 /** Columns that share a scale. */
 export const activationBlock = 32;
@@ -47,12 +56,6 @@ export interface QuantisedActivations {
 
 /** Columns of a block of eight in the order of their bytes. */
 export const codeOrder = [0, 2, 4, 6, 1, 3, 5, 7] as const;
-
-/** A block whose greatest magnitude is at most this counts as zeros: 127 / max has to be finite. */
-const smallestMax = 1e-30;
-
-/** Columns of an invocation. */
-const octet = 8;
 
 function checkActivations(x: TensorType | undefined): { rows: Dim; columns: number } {
   if (!x || x.shape.length !== 2 || !isFloat(x.dtype)) {
@@ -108,52 +111,6 @@ export function quantiseActivations(
   return { codes: new Uint32Array(codes.buffer), scales };
 }
 
-/** Functions that give each of four neighbouring lanes what they have together. Called in uniform control flow. */
-function blockFunctions(lanes: number, caps: Caps): string {
-  const combine = (name: string, join: (a: string, b: string) => string): string => {
-    if (caps.subgroups) {
-      return `fn block_${name}(own: f32) -> f32 {
-  let pair = ${join("own", "subgroupShuffleXor(own, 1u)")};
-  return ${join("pair", "subgroupShuffleXor(pair, 2u)")};
-}\n`;
-    }
-    return `fn block_${name}(own: f32, lane: u32) -> f32 {
-  workgroupBarrier();
-  exchange[lane] = own;
-  workgroupBarrier();
-  let first = lane & ~3u;
-  return ${join(join("exchange[first]", "exchange[first + 1u]"), join("exchange[first + 2u]", "exchange[first + 3u]"))};
-}\n`;
-  };
-  const shared = caps.subgroups ? "" : `var<workgroup> exchange: array<f32, ${lanes}>;\n`;
-  return shared + combine("max", (a, b) => `max(${a}, ${b})`) + combine("sum", (a, b) => `(${a} + ${b})`);
-}
-
-/** Quantises vec4f `low` and `high`, the columns of octet `at`, in uniform control flow; stores where `inside` holds. */
-function quantiseOctet(at: string, inside: string, caps: Caps): string {
-  const lane = caps.subgroups ? "" : ", lane";
-  return `
-    let magnitudes = max(abs(low), abs(high));
-    let greatest = block_max(max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w))${lane});
-    let some = greatest > ${smallestMax};
-    let steps = select(0.0, 127.0 / max(greatest, ${smallestMax}), some);
-    let rounded_low = round(low * steps);
-    let rounded_high = round(high * steps);
-    let sums = rounded_low + rounded_high;
-    let sum = block_sum((sums.x + sums.y) + (sums.z + sums.w)${lane});
-    let scale = select(0.0, greatest * ${1 / 127}, some);
-    let first = vec4i(rounded_low) & vec4i(255);
-    let second = vec4i(rounded_high) & vec4i(255);
-    let even = first.x | (first.z << 8u) | (second.x << 16u) | (second.z << 24u);
-    let odd = first.y | (first.w << 8u) | (second.y << 16u) | (second.w << 24u);
-    if (${inside}) {
-      store_codes(${at}, vec2u(u32(even), u32(odd)));
-      if ((lane & 3u) == 0u) {
-        store_scales((${at}) >> 2u, vec2f(scale, scale * sum));
-      }
-    }`;
-}
-
 /** Invocations of a workgroup that quantises without a norm. */
 const plainLanes = 64;
 
@@ -182,81 +139,26 @@ function plainGrid(call: KernelCall<null>, resolve: Resolver): readonly [number,
   return [width, width === 0 ? 0 : Math.ceil(count / width), 1];
 }
 
-/** Octets that an invocation of the fused norm keeps in registers; longer rows are read twice. */
-const keptOctets = 4;
-
 function normLanes(columns: number, caps: Caps): number {
   if (caps.cpu) return 8;
   const wanted = 2 ** Math.ceil(Math.log2(Math.max(32, columns / octet)));
   return Math.min(wanted, 512, caps.maxInvocations);
 }
 
-/** WGSL that adds up `squares` over a row's workgroup, into `total`. */
-function addUp(lanes: number, caps: Caps): string {
-  const parts = caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
-  const put = parts < lanes
-    ? `let together = subgroupAdd(squares);
-    if (subgroupLane == 0u) { partial[subgroup] = together; }`
-    : "partial[lane] = squares;";
-  const terms = (count: number, from: string): string =>
-    Array.from({ length: count }, (_, i) => `total += partial[${from}${i}u];`).join(" ");
-  const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
-  return `${put}
-    workgroupBarrier();
-    var total = 0.0;
-    ${sum}`;
-}
-
-/** The two turns over a row, `squares` then codes: unrolled where a row fits in registers, else loops that read it twice. */
-function normTurns(octets: number, lanes: number, caps: Caps): { squares: string; codes: string } {
-  const turns = Math.ceil(octets / lanes);
-  const load = (name: string, at: string): string =>
-    `let ${name}_low = x(base + 2u * (${at})); let ${name}_high = x(base + 2u * (${at}) + 1u);`;
-  const square = (name: string): string => `dot(${name}_low, ${name}_low) + dot(${name}_high, ${name}_high)`;
-  const inside = (at: string): string => `let inside = min(${at}, ${octets - 1}u);`;
-  const normed = (name: string, at: string): string => `
-    let low = ${name}_low * inverse * weight(2u * inside);
-    let high = ${name}_high * inverse * weight(2u * inside + 1u);
-    ${quantiseOctet(`row * ${octets}u + ${at}`, `${at} < ${octets}u`, caps)}`;
-  if (turns > keptOctets) {
-    return {
-      squares: `for (var at = lane; at < ${octets}u; at += ${lanes}u) { ${load("v", "at")} squares += ${
-        square("v")
-      }; }`,
-      codes: `for (var turn = 0u; turn < ${turns}u; turn++) {
-    let at = turn * ${lanes}u + lane;
-    ${inside("at")} ${load("v", "inside")} ${normed("v", "at")}
-    }`,
-    };
-  }
-  const each = (text: (name: string, at: string) => string): string =>
-    Array.from({ length: turns }, (_, turn) => text(`v${turn}`, `(lane + ${turn * lanes}u)`)).join("\n    ");
-  return {
-    squares: each((name, at) =>
-      `${load(name, `min(${at}, ${octets - 1}u)`)}
-    squares += select(0.0, ${square(name)}, ${at} < ${octets}u);`
-    ),
-    codes: each((name, at) => `{ ${inside(at)} ${normed(name, at)} }`),
-  };
-}
-
 function normWgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
-  const { rows, columns } = checkActivations(call.inputs[0]);
-  const octets = columns / octet, lanes = normLanes(columns, caps), turns = normTurns(octets, lanes, caps);
+  const { rows, columns } = checkActivations(call.inputs[0]), lanes = normLanes(columns, caps);
+  const start = `row * ${columns / octet}u`;
+  const { eps } = call.params, text = { columns, lanes, eps, from: start, to: start, store: outputStore };
+  const { loads, rest } = normaliseWgsl(text, caps);
   return {
     inputs: [{ name: "x", width: 4 }, { name: "weight", width: 4 }],
     outputs: [{ name: "codes", width: 2 }, { name: "scales", width: 2 }],
     workgroupSize: [lanes, 1, 1],
     subgroups: caps.subgroups,
-    declarations: `var<workgroup> partial: array<f32, ${lanes}>;\n${blockFunctions(lanes, caps)}`,
+    declarations: normaliseDeclarations(lanes) + blockFunctions(lanes, caps),
     main: `
     ${rowWgsl(dimWgsl(rows))}
-    let base = row * ${2 * octets}u;
-    var squares = 0.0;
-    ${turns.squares}
-    ${addUp(lanes, caps)}
-    let inverse = inverseSqrt(max(total * ${1 / columns} + ${call.params.eps}, 1.2e-38)); // a row of zeros gives zeros
-    ${turns.codes}`,
+    ${loads}${rest}`,
   };
 }
 
@@ -274,10 +176,13 @@ export const quantise32Kernel: Kernel<null> = {
     const { rows, columns } = checkActivations(call.inputs[0]);
     return { flops: 4 * resolve(rows) * columns, bytes: leastBytes(call, caps, resolve) };
   },
-  absorb: (producer, params) =>
-    producer === rmsNormKernel as Kernel<unknown>
-      ? { kernel: rmsNormQuantise32Kernel as Kernel<unknown>, params }
-      : undefined,
+  absorb([x], _params, { readers }) {
+    if (x?.op !== "kernel" || readers(x) !== 1) return undefined;
+    if (x.kernel === rmsNormKernel as Kernel<unknown>) {
+      return kernelNode(rmsNormQuantise32Kernel, x.src, x.params as RmsNormParams);
+    }
+    return x.kernel.withQuantise32?.(x.src, x.params);
+  },
 };
 
 /** RMSNorm and quantisation in one dispatch: x [T, K] f32 or f16 and weight [K] to codes and scales. */

@@ -44,8 +44,8 @@ function plainCase(name: string, shape: (random: Random) => [number, number]): K
   };
 }
 
-/** The norm's weights are powers of two, the same in a block: they leave the codes alone. */
-function normCall(rows: number, columns: number, random: Random): CaseCall<RmsNormParams> {
+/** A norm whose codes no rounding changes. Its weights are powers of two, the same in a block: they leave the codes alone. */
+export function normCall(rows: number, columns: number, random: Random): CaseCall<RmsNormParams> {
   const weight = new Float32Array(columns);
   for (let c = 0; c < columns; c++) {
     weight[c] = c % activationBlock === 0 ? 2 ** random.integer(-3, 3) : weight[c - 1]!;

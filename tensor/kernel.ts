@@ -99,6 +99,12 @@ export interface Cost {
 /** Places where fusion may splice into a kernel. */
 export type SlotKind = "elementwise" | "siluGate";
 
+/** What a kernel may ask when it absorbs others. */
+export interface AbsorbContext {
+  /** Number of distinct nodes that read this one; outputs of the program count too. */
+  readers(node: Node): number;
+}
+
 /** A kernel family member. `P` is plain data. */
 export interface Kernel<P> {
   /** Name as `explain()` prints it, snake_case. */
@@ -125,10 +131,13 @@ export interface Kernel<P> {
    */
   expand?(inputs: readonly Node[], params: P, caps: Caps): Node | undefined;
   /**
-   * The kernel that does this one's work where its first input is made, if there is one: quantisation in the store of a norm.
-   * It takes the producer's inputs and gives this kernel's outputs.
+   * This op and ops that make its inputs as one, where a device is better off so: quantisation in the store of what it follows, a
+   * norm where its result is used. Same type; the same value but for rounding. What else reads an input keeps it from
+   * vanishing.
    */
-  absorb?(producer: Kernel<unknown>, params: unknown): { kernel: Kernel<unknown>; params: unknown } | undefined;
+  absorb?(inputs: readonly Node[], params: P, context: AbsorbContext): Node | undefined;
+  /** This op with its only output in 8-bit codes and scales (`quantise32`), where it can store it so. */
+  withQuantise32?(inputs: readonly Node[], params: P): Node | undefined;
   /** Parameters with the gate spliced in (output halves: silu(first half) x second half), where the slot is there. */
   withSiluGate?(params: P): P | undefined;
 }

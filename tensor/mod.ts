@@ -42,7 +42,7 @@ export {
 export type { DispatchInfo } from "./compiler.ts";
 export { compile, type CompileOptions, Program, type RunValues } from "./program.ts";
 export { type AllocateBuffer, Readback } from "./readback.ts";
-export { type Rule, type RuleContext, RULES } from "./rules.ts";
+export { type Rule, RULES } from "./rules.ts";
 export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp, type ScalarOpName } from "./scalar.ts";
 export { Slabs } from "./slab.ts";
 export { type Resident, Storage } from "./storage.ts";

@@ -5,22 +5,16 @@
  * @module
  */
 import { maxOf } from "./dim.ts";
-import type { Caps } from "./kernel.ts";
+import type { AbsorbContext, Caps } from "./kernel.ts";
 import { type Node, withSources } from "./intern.ts";
 import { kernelNode } from "./node.ts";
-
-/** What a rule may ask about the graph. */
-export interface RuleContext {
-  /** Number of distinct nodes that read this one; outputs of the program count too. */
-  readers(node: Node): number;
-}
 
 /** One rewrite. `rewrite` gives the node that takes the place of `node`, or undefined where the pattern does not match. */
 export interface Rule {
   /** Name, as `explain()` prints it. */
   readonly name: string;
   /** The pattern and its replacement. */
-  rewrite(node: Node, context: RuleContext): Node | undefined;
+  rewrite(node: Node, context: AbsorbContext): Node | undefined;
 }
 
 /** The half of a kernel's last axis that a slice takes: 0, 1, or undefined. */
@@ -51,16 +45,10 @@ const siluGate: Rule = {
   },
 };
 
-/** A kernel whose only input comes from a kernel that can do its work too, and that nothing else reads, becomes one with it. */
+/** A kernel becomes one with what makes its inputs, where it knows how. */
 const absorb: Rule = {
   name: "absorb",
-  rewrite(node, context) {
-    if (node.op !== "kernel" || !node.kernel.absorb || node.src.length !== 1) return undefined;
-    const producer = node.src[0]!;
-    if (producer.op !== "kernel" || context.readers(producer) !== 1) return undefined;
-    const joint = node.kernel.absorb(producer.kernel, producer.params);
-    return joint && kernelNode(joint.kernel, producer.src, joint.params);
-  },
+  rewrite: (node, context) => node.op === "kernel" ? node.kernel.absorb?.(node.src, node.params, context) : undefined,
 };
 
 /** All rules, in order of application. */
@@ -103,17 +91,18 @@ export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readon
   const readers = new Map<Node, number>();
   for (const node of nodes) for (const source of new Set(node.src)) readers.set(source, (readers.get(source) ?? 0) + 1);
   for (const node of outputs) readers.set(node, (readers.get(node) ?? 0) + 1);
-  const context: RuleContext = { readers: (node) => readers.get(node) ?? 0 };
+  const context: AbsorbContext = { readers: (node) => readers.get(node) ?? 0 };
   const replaced = new Map<Node, Node>(), order = new Map<Node, number>();
   nodes.forEach((node, position) => {
     let next = withSources(node, node.src.map((source) => replaced.get(source)!));
-    if (!readers.has(next)) readers.set(next, context.readers(node));
-    if (next.op === "kernel") next = next.kernel.expand?.(next.src, next.params, caps) ?? next;
-    for (const rule of rules) {
-      const result = rule.rewrite(next, context);
-      if (!result) continue;
+    // What takes the node's place has its readers, also when the next rule asks.
+    const take = (result: Node): void => {
       next = result;
-    }
+      if (!readers.has(next)) readers.set(next, context.readers(node));
+    };
+    take(next);
+    if (next.op === "kernel") take(next.kernel.expand?.(next.src, next.params, caps) ?? next);
+    for (const rule of rules) take(rule.rewrite(next, context) ?? next);
     replaced.set(node, next);
     placeBefore(next, position, order);
     if (!order.has(next)) order.set(next, position);

@@ -1,0 +1,152 @@
+/**
+ * WGSL that quantises activations, in pieces: what `quantise.ts` runs by itself, and what the products of `int8_matmul.ts` and
+ * attention's merge run where activations are made or used.
+ *
+ * @module
+ */
+import type { Caps } from "../tensor/kernel.ts";
+
+/** A block whose greatest magnitude is at most this counts as zeros: 127 / max has to be finite. */
+export const smallestMax = 1e-30;
+
+/** Columns of an invocation. */
+export const octet = 8;
+
+/** Names of the functions that take two words of codes, and scale and sum. */
+export interface QuantisedStore {
+  readonly codes: string;
+  readonly scales: string;
+}
+
+/** The outputs of a kernel whose results are codes and scales. */
+export const outputStore: QuantisedStore = { codes: "store_codes", scales: "store_scales" };
+
+/** Functions that give each of four neighbouring lanes what they have together. Called in uniform control flow. */
+export function blockFunctions(lanes: number, caps: Caps): string {
+  const combine = (name: string, join: (a: string, b: string) => string): string => {
+    if (caps.subgroups) {
+      return `fn block_${name}(own: f32) -> f32 {
+  let pair = ${join("own", "subgroupShuffleXor(own, 1u)")};
+  return ${join("pair", "subgroupShuffleXor(pair, 2u)")};
+}\n`;
+    }
+    return `fn block_${name}(own: f32, lane: u32) -> f32 {
+  workgroupBarrier();
+  exchange[lane] = own;
+  workgroupBarrier();
+  let first = lane & ~3u;
+  return ${join(join("exchange[first]", "exchange[first + 1u]"), join("exchange[first + 2u]", "exchange[first + 3u]"))};
+}\n`;
+  };
+  const shared = caps.subgroups ? "" : `var<workgroup> exchange: array<f32, ${lanes}>;\n`;
+  return shared + combine("max", (a, b) => `max(${a}, ${b})`) + combine("sum", (a, b) => `(${a} + ${b})`);
+}
+
+/** Quantises vec4f `low` and `high`, the columns of octet `at`, in uniform control flow; stores where `inside` holds. */
+export function quantiseOctet(at: string, inside: string, caps: Caps, store = outputStore): string {
+  const lane = caps.subgroups ? "" : ", lane";
+  return `
+    let magnitudes = max(abs(low), abs(high));
+    let greatest = block_max(max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w))${lane});
+    let some = greatest > ${smallestMax};
+    let steps = select(0.0, 127.0 / max(greatest, ${smallestMax}), some);
+    let rounded_low = round(low * steps);
+    let rounded_high = round(high * steps);
+    let sums = rounded_low + rounded_high;
+    let sum = block_sum((sums.x + sums.y) + (sums.z + sums.w)${lane});
+    let scale = select(0.0, greatest * ${1 / 127}, some);
+    let first = vec4i(rounded_low) & vec4i(255);
+    let second = vec4i(rounded_high) & vec4i(255);
+    let even = first.x | (first.z << 8u) | (second.x << 16u) | (second.z << 24u);
+    let odd = first.y | (first.w << 8u) | (second.y << 16u) | (second.w << 24u);
+    if (${inside}) {
+      ${store.codes}(${at}, vec2u(u32(even), u32(odd)));
+      if ((lane & 3u) == 0u) {
+        ${store.scales}((${at}) >> 2u, vec2f(scale, scale * sum));
+      }
+    }`;
+}
+
+/** Octets that an invocation of the fused norm keeps in registers; longer rows are read twice. */
+const keptOctets = 4;
+
+/** WGSL that adds up `squares` over a row's workgroup, into `total`. */
+function addUp(lanes: number, caps: Caps): string {
+  const parts = caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
+  const put = parts < lanes
+    ? `let together = subgroupAdd(squares);
+    if (subgroupLane == 0u) { partial_squares[subgroup] = together; }`
+    : "partial_squares[lane] = squares;";
+  const terms = (count: number, from: string): string =>
+    Array.from({ length: count }, (_, i) => `total += partial_squares[${from}${i}u];`).join(" ");
+  const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
+  return `${put}
+    workgroupBarrier();
+    var total = 0.0;
+    ${sum}`;
+}
+
+/** How the columns of one row are normalised and quantised by a workgroup. */
+export interface NormaliseText {
+  /** Columns of the row. */
+  readonly columns: number;
+  /** Invocations of the workgroup. */
+  readonly lanes: number;
+  /** Added to the mean of squares. */
+  readonly eps: number;
+  /** WGSL of the row's first octet, in x and in the codes. */
+  readonly from: string;
+  readonly to: string;
+  readonly store: QuantisedStore;
+}
+
+/**
+ * WGSL of RMSNorm and quantisation of one row by a workgroup, from `x` and `weight` (vec4f), in uniform control flow. Declarations of
+ * {@linkcode normaliseDeclarations} are needed.
+ *
+ * @returns `loads`, which waits for nothing, and `rest`. Columns stay in registers where a row is short, else they are read twice.
+ */
+export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string; rest: string } {
+  const { columns, lanes, eps, from, to, store } = text, octets = columns / octet, turns = Math.ceil(octets / lanes);
+  const load = (name: string, at: string): string =>
+    `let ${name}_low = x(2u * (${from} + ${at}));
+    let ${name}_high = x(2u * (${from} + ${at}) + 1u);
+    let ${name}_weight_low = weight(2u * ${at});
+    let ${name}_weight_high = weight(2u * ${at} + 1u);\n`;
+  const square = (name: string): string => `dot(${name}_low, ${name}_low) + dot(${name}_high, ${name}_high)`;
+  const normed = (name: string, at: string): string => `
+    let low = ${name}_low * inverse * ${name}_weight_low;
+    let high = ${name}_high * inverse * ${name}_weight_high;
+    ${quantiseOctet(`${to} + ${at}`, `${at} < ${octets}u`, caps, store)}`;
+  const inverse = `${addUp(lanes, caps)}
+    let inverse = inverseSqrt(max(total * ${1 / columns} + ${eps}, 1.2e-38)); // a row of zeros gives zeros\n`;
+  if (turns > keptOctets) {
+    return {
+      loads: "var squares = 0.0;\n",
+      rest: `for (var at = lane; at < ${octets}u; at += ${lanes}u) {
+      let v_low = x(2u * (${from} + at)); let v_high = x(2u * (${from} + at) + 1u); squares += ${square("v")};
+    }
+    ${inverse}
+    for (var turn = 0u; turn < ${turns}u; turn++) {
+      let at = turn * ${lanes}u + lane;
+      let inside = min(at, ${octets - 1}u);
+      ${load("v", "inside")} ${normed("v", "at")}
+    }`,
+    };
+  }
+  const each = (piece: (name: string, at: string) => string): string =>
+    Array.from({ length: turns }, (_, turn) => piece(`v${turn}`, `(lane + ${turn * lanes}u)`)).join("");
+  const clamped = (at: string): string => `min(${at}, ${octets - 1}u)`;
+  return {
+    loads: each((name, at) => load(name, clamped(at))),
+    rest: `var squares = 0.0;
+    ${each((name, at) => `squares += select(0.0, ${square(name)}, ${at} < ${octets}u);\n`)}
+    ${inverse}
+    ${each((name, at) => `{ ${normed(name, at)} }\n`)}`,
+  };
+}
+
+/** What {@linkcode normaliseWgsl} needs beside {@linkcode blockFunctions}. */
+export function normaliseDeclarations(lanes: number): string {
+  return `var<workgroup> partial_squares: array<f32, ${lanes}>;\n`;
+}
