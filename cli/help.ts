@@ -42,6 +42,21 @@ export const COMMANDS: Readonly<Record<CommandName, CommandHelp>> = {
     ],
     examples: ["tinyllm chat -m Qwen/Qwen2.5-0.5B-Instruct", 'tinyllm chat --system "Answer in rhymes"'],
   },
+  batch: {
+    operands: "",
+    help: "answer a file of requests, many at once",
+    details: [
+      "Input and output are in OpenAI's batch format: a request a line with custom_id, method, url " +
+      "(/v1/chat/completions or /v1/completions) and body, and a line for each answer, as soon as it is there. The body's " +
+      'model may be "default". Sampling flags hold where a body says nothing.',
+      "Run again with the same output, it goes on where it was stopped, and tries again what failed. A line that cannot be " +
+      "run becomes a line with the error, and does not stop the others; the exit code is 1 then.",
+    ],
+    examples: [
+      "tinyllm batch --input prompts.jsonl --output out.jsonl",
+      "tinyllm batch -m Qwen/Qwen2.5-0.5B-Instruct --temp 0 -n 200 -i prompts.jsonl -o out.jsonl",
+    ],
+  },
   perplexity: {
     operands: "FILE",
     help: "measure how well a model predicts a text",

@@ -18,8 +18,8 @@ export type { LoadProgress, MemoryEstimate } from "../mod.ts";
 
 /** A loaded model, as the commands use it. */
 export interface LoadedModel
-  extends Pick<Model, "name" | "contextLength" | "memory" | "complete" | "nll">, AsyncDisposable {
-  readonly tokenizer?: Pick<Tokenizer, "encode"> | undefined;
+  extends Pick<Model, "name" | "contextLength" | "memory" | "complete" | "nll" | "stats">, AsyncDisposable {
+  readonly tokenizer?: Pick<Tokenizer, "encode" | "tokenBytes"> | undefined;
   readonly chatTemplate?: Pick<ChatTemplate, "render"> | undefined;
   generate(options: GenerateOptions): AsyncIterable<Chunk>;
 }

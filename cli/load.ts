@@ -12,8 +12,10 @@ import { ProgressLine } from "./progress.ts";
 
 /** The options that say how to load a model. */
 export function loadOptions(options: Options): LoadOptions {
-  const { precision, kvDtype, device, contextLength, revision } = options;
-  return present({ precision, kvDtype, device, contextLength, revision });
+  const { precision, kvDtype, kvMemory, device, contextLength, revision } = options;
+  const { maxNumSeqs, maxNumBatchedTokens, prefixCache, policy } = options;
+  const engine = { maxNumSeqs, maxNumBatchedTokens, prefixCache, policy };
+  return present({ precision, kvDtype, kvMemory, device, contextLength, revision, ...engine });
 }
 
 /** The options that say how tokens are chosen. */

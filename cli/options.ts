@@ -6,15 +6,28 @@
  *
  * @module
  */
-import { choice, integer, logitBias, number, share, text, texts, tokenIds, type ValueReader } from "./values.ts";
+import {
+  choice,
+  integer,
+  logitBias,
+  memory,
+  number,
+  share,
+  text,
+  texts,
+  tokenIds,
+  type ValueReader,
+} from "./values.ts";
 
 /** The commands. */
-export type CommandName = "generate" | "chat" | "perplexity" | "show" | "devices";
+export type CommandName = "generate" | "chat" | "batch" | "perplexity" | "show" | "devices";
 
 /** What the flags of a command line come to; what was not said is absent. */
 export interface Options {
   model?: string;
   revision?: string;
+  input?: string;
+  output?: string;
   prompt?: string;
   system?: string;
   raw?: boolean;
@@ -34,6 +47,11 @@ export interface Options {
   contextLength?: number;
   precision?: "exact" | "fast";
   kvDtype?: "f32" | "f16";
+  kvMemory?: number;
+  maxNumSeqs?: number;
+  maxNumBatchedTokens?: number;
+  prefixCache?: boolean;
+  policy?: "fcfs" | "priority";
   device?: "high-performance" | "low-power" | "fallback";
   json?: boolean;
   help?: boolean;
@@ -41,7 +59,7 @@ export interface Options {
 }
 
 /** Headings of `--help`. */
-export type OptionGroup = "Model" | "Prompt" | "Sampling" | "Engine" | "Output";
+export type OptionGroup = "Model" | "Batch" | "Prompt" | "Sampling" | "Engine" | "Output";
 
 /** A flag. */
 export interface OptionRow<T> {
@@ -68,11 +86,11 @@ export interface OptionRow<T> {
 /** A row of every option. */
 export type OptionTable = { readonly [Key in keyof Options]-?: OptionRow<NonNullable<Options[Key]>> };
 
-const TEXT: readonly CommandName[] = ["generate", "chat"];
-const MODEL: readonly CommandName[] = ["generate", "chat", "perplexity", "show"];
-const RUN: readonly CommandName[] = ["generate", "chat", "perplexity"];
+const TEXT: readonly CommandName[] = ["generate", "chat", "batch"];
+const MODEL: readonly CommandName[] = ["generate", "chat", "batch", "perplexity", "show"];
+const RUN: readonly CommandName[] = ["generate", "chat", "batch", "perplexity"];
 const REPORT: readonly CommandName[] = ["generate", "perplexity", "show", "devices"];
-const ALL: readonly CommandName[] = ["generate", "chat", "perplexity", "show", "devices"];
+const ALL: readonly CommandName[] = ["generate", "chat", "batch", "perplexity", "show", "devices"];
 const CHECKPOINT = "the checkpoint's";
 
 /** All flags, in the order of `--help`. */
@@ -94,6 +112,26 @@ export const OPTIONS: OptionTable = {
     help: "branch, tag or commit of a model on Hugging Face",
     default: "main",
   },
+  input: {
+    flag: "input",
+    short: "i",
+    aliases: ["input-file"],
+    value: text("FILE"),
+    group: "Batch",
+    commands: ["batch"],
+    help: "requests, one JSON object a line; - reads standard input",
+    default: "none, it has to be given",
+  },
+  output: {
+    flag: "output",
+    short: "o",
+    aliases: ["output-file"],
+    value: text("FILE"),
+    group: "Batch",
+    commands: ["batch"],
+    help: "where answers go, a line each as it is done; what is there already is not done again",
+    default: "none, it has to be given",
+  },
   prompt: {
     flag: "prompt",
     short: "p",
@@ -109,7 +147,7 @@ export const OPTIONS: OptionTable = {
     value: text("TEXT"),
     group: "Prompt",
     commands: TEXT,
-    help: "system message before the conversation",
+    help: "system message before the conversation, unless it has one",
     default: "none",
   },
   raw: {
@@ -255,6 +293,47 @@ export const OPTIONS: OptionTable = {
     commands: MODEL,
     help: "how keys and values are kept",
     default: "f16",
+  },
+  kvMemory: {
+    flag: "kv-memory",
+    value: memory,
+    group: "Engine",
+    commands: RUN,
+    help: "memory of keys and values: bytes such as 2GiB, or a share such as 0.5 of what the weights leave",
+    default: "what the sequences need, a few GiB at most",
+  },
+  maxNumSeqs: {
+    flag: "max-num-seqs",
+    value: integer(1),
+    group: "Engine",
+    commands: ["batch"],
+    help: "most sequences that are computed together",
+    default: "256, on a CPU 16",
+  },
+  maxNumBatchedTokens: {
+    flag: "max-num-batched-tokens",
+    value: integer(1),
+    group: "Engine",
+    commands: ["batch"],
+    help: "most tokens of a step, of all sequences; longer prompts are cut to fit",
+    default: "512",
+  },
+  prefixCache: {
+    flag: "prefix-cache",
+    aliases: ["enable-prefix-caching"],
+    group: "Engine",
+    commands: ["batch"],
+    help: "compute what prompts begin with alike once; --no-prefix-cache turns it off",
+    default: "on",
+  },
+  policy: {
+    flag: "policy",
+    aliases: ["scheduling-policy"],
+    value: choice("fcfs", "priority"),
+    group: "Engine",
+    commands: ["batch"],
+    help: "who goes first: who came first, or the smallest priority in a request's body",
+    default: "fcfs",
   },
   device: {
     flag: "device",

@@ -35,6 +35,12 @@ Deno.test("options: every spelling of a flag", () => {
   assertEquals(parse("--logit-bias", "5=-1.5", "--logit-bias=6+2").options, { logitBias: { 5: -1.5, 6: 2 } });
   assertEquals(parse("--token-ids", "[1, 2]").options, { tokenIds: [1, 2] });
   assertEquals(parse("--presence-penalty", "-1").options, { presencePenalty: -1 });
+  for (const [text, bytes] of [["0.5", 0.5], ["1.5gib", 1.5 * 2 ** 30], ["500 MB", 5e8], ["4096", 4096]] as const) {
+    assertEquals(parse("--kv-memory", text).options, { kvMemory: bytes });
+  }
+  for (const wrong of ["0", "2", "-1", "1XB", "2 Gi", "1e9"]) {
+    assertThrows(() => parse("--kv-memory", wrong), UsageError, "--kv-memory needs bytes");
+  }
   assertEquals(parse("-p", "- a list").options, { prompt: "- a list" });
   assertEquals(parse("a", "--", "--raw").operands, ["a", "--raw"]);
 });
@@ -52,7 +58,7 @@ Deno.test("options: every numeric flag refuses what is no number", () => {
 Deno.test("options: every variable is read, and a wrong value names it", () => {
   for (const row of OPTION_ROWS.filter(({ action }) => !action)) {
     const value = row.value?.placeholder === "ID=X" ? "1=2" : row.value?.placeholder.split("|")[0] ?? "on";
-    const text = { N: "2", X: "1", IDS: "1,2" }[value] ?? value;
+    const text = { N: "2", X: "1", IDS: "1,2", BYTES: "1GB" }[value] ?? value;
     const env = (name: string) => name === variableOf(row) ? text : undefined;
     assert(parseArguments(row.commands[0], [], env).options[row.key] !== undefined, row.flag);
   }

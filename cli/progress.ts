@@ -1,5 +1,5 @@
 /**
- * One line on standard error that says how far loading has come, gone when it has ended. Only on a terminal.
+ * Lines on standard error that say how far something has come, gone when it has ended. Only on a terminal.
  *
  * @module
  */
@@ -13,20 +13,55 @@ const EIGHTHS = " ▏▎▍▌▋▊▉";
 /** Ten frames a second: more costs time on a slow connection. */
 const FRAME_MS = 100;
 
-/** Draws progress. */
-export class ProgressLine implements AsyncDisposable {
+/** Lines on standard error that are drawn over, and gone at the end. */
+export class Panel implements AsyncDisposable {
   readonly #terminal: Terminal;
   readonly #style: Style;
-  /** By file, of the phase going on: several files come at once. */
-  readonly #files = new Map<string, LoadProgress>();
-  #phase: LoadProgress["phase"] | undefined;
-  #drawnAt = -Infinity;
-  #drawn = false;
+  /** Lines that stand there. */
+  #height = 0;
   #pending: Promise<void> = Promise.resolve();
 
   constructor(terminal: Terminal) {
     this.#terminal = terminal;
     this.#style = styleOf(terminal, terminal.stderr);
+  }
+
+  /** Puts these lines in place of those before, cut to the terminal's width. */
+  draw(lines: readonly string[]): void {
+    const width = this.#terminal.columns() - 1;
+    const drawn = lines.map((line) => `\r\x1b[K${this.#style.dim(line.slice(0, width))}`).join("\n");
+    this.#write(this.#toTop() + drawn);
+    this.#height = lines.length;
+  }
+
+  /** Wipes them. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#height > 0) this.#write(`${this.#toTop()}\r\x1b[K${this.#height > 1 ? "\x1b[J" : ""}`);
+    this.#height = 0;
+    await this.#pending;
+  }
+
+  #toTop(): string {
+    return this.#height > 1 ? `\x1b[${this.#height - 1}A` : "";
+  }
+
+  #write(text: string): void {
+    this.#pending = this.#pending.then(() => this.#terminal.stderr.write(text)).catch(() => {});
+  }
+}
+
+/** Draws how far loading has come. */
+export class ProgressLine implements AsyncDisposable {
+  readonly #terminal: Terminal;
+  readonly #panel: Panel;
+  /** By file, of the phase going on: several files come at once. */
+  readonly #files = new Map<string, LoadProgress>();
+  #phase: LoadProgress["phase"] | undefined;
+  #drawnAt = -Infinity;
+
+  constructor(terminal: Terminal) {
+    this.#terminal = terminal;
+    this.#panel = new Panel(terminal);
   }
 
   /** Takes note, and draws at times. */
@@ -38,7 +73,7 @@ export class ProgressLine implements AsyncDisposable {
     const now = this.#terminal.now();
     if (now - this.#drawnAt < FRAME_MS) return;
     this.#drawnAt = now;
-    this.#draw(progressText([...this.#files.values()], this.#terminal.columns() - 1));
+    this.#panel.draw([progressText([...this.#files.values()], this.#terminal.columns() - 1)]);
   }
 
   /** Shows a line of other work. */
@@ -46,20 +81,12 @@ export class ProgressLine implements AsyncDisposable {
     const now = this.#terminal.now();
     if (!this.#terminal.stderr.isTerminal || now - this.#drawnAt < FRAME_MS) return;
     this.#drawnAt = now;
-    this.#draw(text.slice(0, this.#terminal.columns() - 1));
+    this.#panel.draw([text]);
   }
 
   /** Wipes the line. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#pending;
-    if (this.#drawn) await this.#terminal.stderr.write("\r\x1b[K");
-    this.#drawn = false;
-  }
-
-  #draw(line: string): void {
-    this.#drawn = true;
-    this.#pending = this.#pending.then(() => this.#terminal.stderr.write(`\r\x1b[K${this.#style.dim(line)}`))
-      .catch(() => {});
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#panel[Symbol.asyncDispose]();
   }
 }
 
@@ -81,7 +108,7 @@ export function progressText(files: readonly LoadProgress[], width: number): str
   const sum = (value: (file: LoadProgress) => number): number => files.reduce((total, file) => total + value(file), 0);
   const received = sum((file) => file.received), total = sum((file) => file.total);
   const share = total > 0 ? Math.min(1, received / total) : 0;
-  const parts = [VERBS[phase], bar(share), `${Math.floor(share * 100)}%`.padStart(4)];
+  const parts = [VERBS[phase], bar(share, BAR), `${Math.floor(share * 100)}%`.padStart(4)];
   const rate = sum((file) => file.received < file.total ? file.bytesPerSecond ?? 0 : 0);
   parts.push(` ${formatBytes(received)} of ${formatBytes(total)}`);
   if (rate > 0) parts.push(` ${formatBytes(rate)}/s`);
@@ -91,15 +118,16 @@ export function progressText(files: readonly LoadProgress[], width: number): str
   return parts.join(" ");
 }
 
-function bar(share: number): string {
-  const eighths = Math.round(share * BAR * 8);
+/** `████▌    `: a share of `width` characters, to an eighth of one. */
+export function bar(share: number, width: number): string {
+  const eighths = Math.round(Math.min(1, Math.max(0, share)) * width * 8);
   const full = "█".repeat(Math.floor(eighths / 8));
   const rest = eighths % 8 === 0 ? "" : EIGHTHS[eighths % 8]!;
-  return (full + rest).padEnd(BAR);
+  return (full + rest).padEnd(width);
 }
 
 /** Minutes and seconds, with hours before where needed. */
-function formatDuration(seconds: number): string {
+export function formatDuration(seconds: number): string {
   const whole = Math.round(seconds);
   const two = (value: number): string => String(value).padStart(2, "0");
   const minutes = Math.floor(whole / 60);

@@ -5,6 +5,7 @@
  */
 import configuration from "../deno.json" with { type: "json" };
 import { parseArguments } from "./arguments.ts";
+import { batch } from "./batch.ts";
 import { chat } from "./chat.ts";
 import type { Command, CommandContext } from "./context.ts";
 import { devices } from "./devices.ts";
@@ -20,7 +21,10 @@ import { show } from "./show.ts";
 import { styleOf } from "./style.ts";
 import { type Output, OutputClosed, type Terminal } from "./terminal.ts";
 
-const RUN: Readonly<Record<CommandName, Command>> = { generate, chat, perplexity, show, devices };
+const RUN: Readonly<Record<CommandName, Command>> = { generate, chat, batch, perplexity, show, devices };
+
+/** Commands without operands. */
+const FLAGS_ALONE: ReadonlySet<CommandName> = new Set(["chat", "batch", "devices"]);
 
 /** What the command line needs of its surroundings besides a terminal. */
 export interface Surroundings {
@@ -75,7 +79,7 @@ async function runCommand(args: readonly string[], base: Base): Promise<number> 
   if (command === undefined) {
     throw new UsageError(`A command goes before ${first}: one of ${COMMAND_NAMES.join(", ")}`);
   }
-  if (parsed.operands.length > 0 && (command === "chat" || command === "devices")) {
+  if (parsed.operands.length > 0 && FLAGS_ALONE.has(command)) {
     throw new UsageError(`${command} takes flags alone, and was given "${parsed.operands[0]}"`);
   }
   return await RUN[command]({ ...base, ...parsed });

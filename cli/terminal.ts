@@ -36,6 +36,10 @@ export interface Terminal {
   onInterrupt(handler: () => void): Disposable;
   readTextFile(path: string): Promise<string>;
   writeTextFile(path: string, text: string): Promise<void>;
+  /** Writes at the end of a file, which is made if there is none. */
+  appendTextFile(path: string, text: string): Promise<void>;
+  /** Gives a file another name; one that had that name is gone. */
+  renameFile(from: string, to: string): Promise<void>;
 }
 
 /** Whoever read the output is gone, as in `tinyllm … | head -1`. */
@@ -67,6 +71,8 @@ export function denoTerminal(): Terminal {
     },
     readTextFile: (path) => Deno.readTextFile(path),
     writeTextFile: (path, text) => Deno.writeTextFile(path, text),
+    appendTextFile: (path, text) => Deno.writeTextFile(path, text, { append: true }),
+    renameFile: (from, to) => Deno.rename(from, to),
   };
 }
 

@@ -83,6 +83,30 @@ export const logitBias: ValueReader<Readonly<Record<number, number>>> = {
   },
 };
 
+const BYTE_UNITS: Readonly<Record<string, number>> = {
+  "": 1,
+  b: 1,
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+};
+
+/** An amount of memory: bytes, with a unit or without, or up to 1 a share of what there is. */
+export const memory: ValueReader<number> = {
+  placeholder: "BYTES",
+  read(value) {
+    const match = /^(\d+\.?\d*|\.\d+)\s*([kmg]i?b|b?)$/i.exec(value.trim());
+    const amount = match ? Number(match[1]) * (BYTE_UNITS[match[2]!.toLowerCase()] ?? NaN) : NaN;
+    if (!(amount > 0 && (amount <= 1 || amount >= 2 ** 10))) {
+      throw new Error(`needs bytes such as 2GiB or 500MB, or a share up to 1, and was given "${value}"`);
+    }
+    return amount <= 1 ? amount : Math.floor(amount);
+  },
+};
+
 /** Whether a switch's variable in the environment is on. */
 export function readSwitch(value: string): boolean {
   const word = value.toLowerCase();

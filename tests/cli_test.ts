@@ -188,7 +188,7 @@ Deno.test("perplexity: windows of the context's length, weighted by their tokens
     contextLength: 8,
   });
   const missing = await runFake(["perplexity", "none.txt"]);
-  assertEquals([missing.code, missing.stderr], [1, 'error: Cannot read "none.txt": No such file\n']);
+  assertEquals([missing.code, missing.stderr], [1, 'error: Cannot read "none.txt": there is no such file or folder\n']);
 });
 
 Deno.test("show: from the headers alone", async () => {
@@ -240,7 +240,7 @@ Deno.test("chat: commands that are not there or cannot be done say so, and the c
     "did you mean /help?",
     "did you mean temp?",
     'given "-1"',
-    "No such file",
+    "there is no such file",
     "starts afresh",
     "no message to answer",
   ];

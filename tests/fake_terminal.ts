@@ -7,6 +7,7 @@ import type { Library, LoadedModel, LoadOptions } from "../cli/library.ts";
 import { runCli } from "../cli/run.ts";
 import { OutputClosed, type Terminal } from "../cli/terminal.ts";
 import { memorySource } from "../model/source.ts";
+import type { EngineStats } from "../serving/engine_types.ts";
 import type { Chunk, Completion, GenerateOptions } from "../serving/request.ts";
 
 /** What a run is given. */
@@ -45,6 +46,12 @@ export interface FakeModel extends LoadedModel {
 const USAGE = { promptTokens: 3, completionTokens: 2, cachedTokens: 0 };
 const TIMINGS = { firstTokenMs: 310, promptTokensPerSecond: 340, decodeTokensPerSecond: 52.1, totalMs: 400 };
 
+const STATS: EngineStats = {
+  ...{ waiting: 3, running: 8, blocks: 100, usedBlocks: 31, blockSize: 16, prefixHits: 0, prefixMisses: 0 },
+  ...{ preemptions: 0, steps: 9, promptTokens: 40, generatedTokens: 20, schedulingMs: 1, peakBytes: 24_100_000 },
+  ...{ promptTokensPerSecond: 1200, generatedTokensPerSecond: 212 },
+};
+
 function withoutSignal({ signal: _, ...request }: GenerateOptions): GenerateOptions {
   return structuredClone(request);
 }
@@ -53,7 +60,10 @@ function fakeModel(overrides: Partial<FakeModel>, requests: GenerateOptions[]): 
   const model: FakeModel = {
     name: "fake",
     contextLength: 8,
-    tokenizer: { encode: (text) => text.split(" ").map((word) => word.length) },
+    tokenizer: {
+      encode: (text) => text.split(" ").map((word) => word.length),
+      tokenBytes: (id) => new TextEncoder().encode(`<${id}>`),
+    },
     chatTemplate: { render: () => "" },
     memory: { weights: 1000, kvCache: 1000, peak: 24_100_000 },
     answer: () => ["One ", "mouse"],
@@ -82,6 +92,7 @@ function fakeModel(overrides: Partial<FakeModel>, requests: GenerateOptions[]): 
       const text = model.answer(request).join("");
       return Promise.resolve({ text, tokens: [7, 8], finishReason: "stop", usage: USAGE, timings: TIMINGS });
     },
+    stats: () => STATS,
     nll: (ids) => Promise.resolve({ mean: ids.length, count: ids.length - 1 }),
     [Symbol.asyncDispose]: () => Promise.resolve(),
     ...overrides,
@@ -135,9 +146,15 @@ export function fakeTerminal(options: FakeOptions): {
     },
     readTextFile(path) {
       const text = files[path];
-      return text === undefined ? Promise.reject(new Error("No such file")) : Promise.resolve(text);
+      return text === undefined ? Promise.reject(new Deno.errors.NotFound("No such file")) : Promise.resolve(text);
     },
     writeTextFile: (path, text) => (files[path] = text, Promise.resolve()),
+    appendTextFile: (path, text) => (files[path] = (files[path] ?? "") + text, Promise.resolve()),
+    renameFile(from, to) {
+      files[to] = files[from]!;
+      delete files[from];
+      return Promise.resolve();
+    },
   };
   return { terminal, interrupt: () => handlers.forEach((handler) => handler()), output, files };
 }

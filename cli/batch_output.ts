@@ -1,0 +1,146 @@
+/**
+ * A batch's output: a line for each request, as soon as it is done, in OpenAI's batch format. The file is the memory of a
+ * batch that was stopped: what it holds is not done again.
+ *
+ * @module
+ */
+import { type OpenAiError, openAiId, type OpenAiResponse } from "../serving/openai_response.ts";
+import type { RefusedLine } from "./batch_input.ts";
+import { fileErrorText } from "./errors.ts";
+import type { Terminal } from "./terminal.ts";
+
+/** A line of the output. */
+export interface BatchLine {
+  id: string;
+  /** Null where the input's line has none. */
+  custom_id: string | null;
+  /** Null where the input's line is no request at all. */
+  response: { status_code: number; request_id: string; body: OpenAiResponse | { error: OpenAiError } } | null;
+  /** Null where the request was answered. */
+  error: { code: string; message: string } | null;
+}
+
+/** The line of a request that was answered. */
+export function answerLine(customId: string, body: OpenAiResponse): BatchLine {
+  return lineOf(customId, { status_code: 200, request_id: openAiId("req_"), body }, null);
+}
+
+/** The line of a request that was not. */
+export function errorLine({ customId, code, message, param, status }: RefusedLine): BatchLine {
+  const type = (status ?? 400) < 500 ? "invalid_request_error" as const : "server_error" as const;
+  const body = { error: { message, type, param: param ?? null, code } };
+  const response = status === undefined ? null : { status_code: status, request_id: openAiId("req_"), body };
+  return lineOf(customId, response, { code, message });
+}
+
+function lineOf(custom_id: string | null, response: BatchLine["response"], error: BatchLine["error"]): BatchLine {
+  return { id: openAiId("batch_req_"), custom_id, response, error };
+}
+
+/** What an output holds from an earlier run. */
+export interface EarlierOutput {
+  /** Requests that were answered. */
+  readonly finished: ReadonlySet<string>;
+  /** The text with answers alone: without errors, which are tried again, and without the line a crash cut off. */
+  readonly kept: string;
+}
+
+/**
+ * Reads the output of an earlier run.
+ *
+ * @throws {Error} if a line is none that a batch writes: then the file is something else, and stays as it is.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { readEarlier } from "./batch_output.ts";
+ *
+ * const done = '{"id":"b","custom_id":"a","response":{"status_code":200,"request_id":"r","body":{}},"error":null}\n';
+ * const { finished, kept } = readEarlier(done + '{"id":"b","custom_id":"c","resp', "out.jsonl");
+ * assertEquals([[...finished], kept], [["a"], done]);
+ * ```
+ */
+export function readEarlier(text: string, path: string): EarlierOutput {
+  const finished = new Set<string>();
+  const kept: string[] = [];
+  const lines = text.split("\n");
+  lines.forEach((line, index) => {
+    if (line.trim() === "") return;
+    const read = parseLine(line);
+    if (read === undefined) {
+      if (index === lines.length - 1) return; // torn: the write that ends with a line break did not end
+      throw new Error(
+        `Cannot go on with "${path}": its line ${index + 1} is no line of a batch's output. Give --output another file`,
+      );
+    }
+    if (read.error !== null || read.response?.status_code !== 200 || read.custom_id === null) return;
+    finished.add(read.custom_id);
+    kept.push(`${line}\n`);
+  });
+  return { finished, kept: kept.join("") };
+}
+
+function parseLine(line: string): BatchLine | undefined {
+  try {
+    const json: unknown = JSON.parse(line);
+    const fields = ["id", "custom_id", "response", "error"];
+    const isLine = typeof json === "object" && json !== null && fields.every((field) => Object.hasOwn(json, field));
+    return isLine ? json as BatchLine : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Writes lines, one after the other. */
+export class BatchOutput {
+  readonly #terminal: Terminal;
+  readonly #path: string;
+  #pending: Promise<void> = Promise.resolve();
+
+  private constructor(terminal: Terminal, path: string, readonly finished: ReadonlySet<string>) {
+    this.#terminal = terminal;
+    this.#path = path;
+  }
+
+  /**
+   * Opens an output, with what an earlier run left there put in order. `-` is standard output, which has no earlier run.
+   *
+   * @throws {Error} if it cannot be read or written, or holds something else.
+   */
+  static async open(terminal: Terminal, path: string): Promise<BatchOutput> {
+    if (path === "-") return new BatchOutput(terminal, path, new Set());
+    try {
+      const text = await readIfThere(terminal, path);
+      const { finished, kept } = readEarlier(text, path);
+      if (kept !== text) {
+        // Under another name first: a crash in between loses nothing.
+        await terminal.writeTextFile(`${path}.partial`, kept);
+        await terminal.renameFile(`${path}.partial`, path);
+      }
+      await terminal.appendTextFile(path, ""); // it fails here or not at all
+      return new BatchOutput(terminal, path, finished);
+    } catch (cause) {
+      if (cause instanceof Error && cause.message.startsWith("Cannot")) throw cause;
+      throw new Error(`Cannot write "${path}": ${fileErrorText(cause)}`, { cause });
+    }
+  }
+
+  /** Writes a line; resolves when it is in the file. */
+  write(line: BatchLine): Promise<void> {
+    const text = `${JSON.stringify(line)}\n`;
+    const written = this.#pending.then(() =>
+      this.#path === "-" ? this.#terminal.stdout.write(text) : this.#terminal.appendTextFile(this.#path, text)
+    );
+    this.#pending = written.catch(() => {}); // whoever waits for the line is told
+    return written;
+  }
+}
+
+async function readIfThere(terminal: Terminal, path: string): Promise<string> {
+  try {
+    return await terminal.readTextFile(path);
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotFound) return "";
+    throw cause;
+  }
+}
