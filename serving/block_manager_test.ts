@@ -62,8 +62,12 @@ Deno.test("a pool without room says what is missing", () => {
 Deno.test("lost and doubled blocks are found", () => {
   const blocks = new BlockManager(3, 4), sequence = new Sequence([1, 2, 3, 4, 5]);
   blocks.append(sequence, 5);
-  assertThrows(() => blocks.assertConsistent([]), Error, "is lost");
-  assertThrows(() => blocks.assertConsistent([sequence, sequence]), Error, "held twice");
+  assertThrows(() => blocks.assertConsistent([]), Error, "Block 0 counts 1 references, and 0 hold it");
+  assertThrows(
+    () => blocks.assertConsistent([sequence, sequence]),
+    Error,
+    "Block 0 counts 1 references, and 2 hold it",
+  );
 });
 
 Deno.test("rewinding forgets what the dropped tokens did to the penalties", () => {

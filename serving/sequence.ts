@@ -1,6 +1,9 @@
 /**
  * A sequence: token ids, how many of them the cache holds, and in which blocks. All that a step needs to know of a request.
  *
+ * Steps are submitted before the tokens of earlier ones have been read. A token that a submitted step draws is *in flight*:
+ * it counts in {@linkcode Sequence.length}, and its value is not known yet.
+ *
  * @module
  */
 import type { SamplingRow } from "../kernels/sampling_rows.ts";
@@ -8,55 +11,137 @@ import type { SamplingRow } from "../kernels/sampling_rows.ts";
 /** How the tokens of a sequence are drawn: what a row of the GPU's sampler takes, but for what changes from token to token. */
 export type SequenceSampling = Omit<SamplingRow, "index" | "history">;
 
+/** What a sequence is computed for: to be continued, or for the logits of the tokens that it has. */
+export type Task = "generate" | "score";
+
+/** What the scheduler knows of a sequence beside its tokens. */
+export interface SequenceOptions {
+  /** Tokens that it may reach, those of the prompt among them. Unlimited unless given. */
+  readonly maxLength?: number;
+  /** What goes first under the policy `priority`: the lower number (as vLLM has it). 0 unless given. */
+  readonly priority?: number;
+  /** Shares its cached prefix with sequences of the same salt alone. */
+  readonly salt?: string;
+  /** `generate` unless given. */
+  readonly task?: Task;
+}
+
+/** Where a sequence is on its way through the scheduler. */
+export type SequenceState = "new" | "waiting" | "running" | "finished";
+
 /** Token ids that grow, and their place in the KV cache. */
 export class Sequence {
-  /** Ids of the prompt, then those generated. */
+  /** Ids of the prompt, then those generated, as far as they are known. */
   readonly tokens: number[];
   /** Tokens of the prompt. */
   readonly numPromptTokens: number;
-  /** Leading tokens whose keys and values are in the cache. */
+  /** Tokens behind the known ones that submitted steps draw, and that have not been read. */
+  numInFlight = 0;
+  /** Leading tokens whose keys and values are in the cache, or will be once the submitted steps have run. */
   numComputedTokens = 0;
   /** Blocks of the pool, in the order of positions: position p lies in block `blockTable[floor(p / blockSize)]`. */
   readonly blockTable: number[] = [];
+  /** Leading blocks that the prefix cache knows. Kept by the block manager. */
+  numCachedBlocks = 0;
+  /** Tokens that the prefix cache gave when it was last admitted. */
+  numHitTokens = 0;
+  /** Where it is. Kept by the scheduler, as all that follows. */
+  state: SequenceState = "new";
+  /** While it is running, its own number below `maxNumSeqs`: where the device keeps the token that it drew last. Else -1. */
+  slot = -1;
+  /** When it came: that of the sequence that it was forked from, where it was. */
+  arrival = 0;
+  /** Tells apart those of one arrival. */
+  serial = 0;
+  /** How often it had to yield its blocks. */
+  numPreemptions = 0;
   /** How its tokens are drawn. */
   readonly sampling: SequenceSampling;
+  /** What it was made with. */
+  readonly options: SequenceOptions;
   readonly #history: Map<number, number> | undefined;
 
   /** A sequence of which nothing is computed yet. */
-  constructor(prompt: readonly number[], sampling: SequenceSampling = {}) {
+  constructor(prompt: readonly number[], sampling: SequenceSampling = {}, options: SequenceOptions = {}) {
     if (prompt.length === 0) throw new Error("Cannot make a sequence of no tokens: give at least one");
     this.tokens = [...prompt];
     this.numPromptTokens = prompt.length;
     this.sampling = sampling;
+    this.options = options;
     if (hasPenalties(sampling)) this.#history = new Map(prompt.map((token) => [token, 0]));
+  }
+
+  /** Tokens, those in flight among them. */
+  get length(): number {
+    return this.tokens.length + this.numInFlight;
+  }
+
+  /** Tokens that it may reach. */
+  get maxLength(): number {
+    return this.options.maxLength ?? Infinity;
+  }
+
+  /** What it is computed for. */
+  get task(): Task {
+    return this.options.task ?? "generate";
   }
 
   /** Tokens that are not computed yet. */
   get numPendingTokens(): number {
-    return this.tokens.length - this.numComputedTokens;
+    return this.length - this.numComputedTokens;
   }
 
-  /** Tokens generated so far. */
+  /** Known tokens behind the prompt. */
   get numGeneratedTokens(): number {
     return this.tokens.length - this.numPromptTokens;
   }
 
-  /** How the next token is drawn. Its index in the sequence keys its random numbers, so company changes nothing. */
-  get samplingRow(): SamplingRow {
-    return { ...this.sampling, index: this.tokens.length, ...(this.#history && { history: this.#history }) };
+  /** Whether the next draw depends on tokens that the host has to know first: penalties do. */
+  get needsHistory(): boolean {
+    return this.#history !== undefined;
   }
 
-  /** Adds a generated token. */
+  /** How the next token is drawn. Its index in the sequence keys its random numbers, so company changes nothing. */
+  get samplingRow(): SamplingRow {
+    return this.samplingRowAt(this.tokens.length);
+  }
+
+  /**
+   * How the token of an index is drawn. The index keys its random numbers, so company changes nothing.
+   *
+   * @param index Tokens before it: `start + numTokens` of the step that draws it.
+   */
+  samplingRowAt(index: number): SamplingRow {
+    return { ...this.sampling, index, ...(this.#history && { history: this.#history }) };
+  }
+
+  /** Adds a generated token: the first one in flight, where there is one, is known then. */
   append(token: number): void {
+    if (this.numInFlight > 0) this.numInFlight--;
     this.tokens.push(token);
     this.#history?.set(token, (this.#history.get(token) ?? 0) + 1);
   }
 
-  /** Drops all tokens behind the first `length`, generated ones only. */
+  /**
+   * A sequence of the same known tokens of which nothing is computed yet; the scheduler or the block manager lets it share
+   * the blocks of this one.
+   *
+   * @param sampling How the tokens of the new one are drawn: as those of this one unless given.
+   */
+  fork(sampling: SequenceSampling = this.sampling): Sequence {
+    const child = new Sequence(this.tokens.slice(0, this.numPromptTokens), sampling, this.options);
+    for (let i = this.numPromptTokens; i < this.tokens.length; i++) child.append(this.tokens[i]!);
+    return child;
+  }
+
+  /** Drops all tokens behind the first `length`, generated ones only. None may be in flight. */
   truncate(length: number): void {
     if (!Number.isInteger(length) || length < this.numPromptTokens || length > this.tokens.length) {
       const range = `${this.numPromptTokens} to ${this.tokens.length}`;
       throw new RangeError(`Cannot rewind to ${length} tokens: give a whole number from ${range}`);
+    }
+    if (this.numInFlight > 0) {
+      throw new Error(`Cannot rewind a sequence with ${this.numInFlight} tokens in flight: read them first`);
     }
     const dropped = this.tokens.splice(length);
     this.numComputedTokens = Math.min(this.numComputedTokens, length);

@@ -1,0 +1,46 @@
+/**
+ * A step: what it computes of which sequences.
+ *
+ * @module
+ */
+import type { BlockCopy } from "./block_manager.ts";
+import type { Sequence, Task } from "./sequence.ts";
+
+/** What a step computes of one sequence: the tokens from index `start` on. */
+export interface Scheduled {
+  readonly sequence: Sequence;
+  readonly start: number;
+  /** At least 1. Where the last of them was in flight when this was scheduled, `sequence.slot` says where the device has it. */
+  readonly numTokens: number;
+  /** Whether the step draws the next token, that of index `start + numTokens`. */
+  readonly draws: boolean;
+}
+
+/** A step. Its batch has to be built before anything else is asked of the scheduler: block tables change. */
+export interface ScheduledStep {
+  /** 1 for the first step, then 2, and so on. Steps have to be submitted in this order. */
+  readonly number: number;
+  /** A step generates, or it scores one sequence: the logits of all its tokens are wanted then. */
+  readonly task: Task;
+  /** What it computes: each sequence at most once, at least one. */
+  readonly scheduled: readonly Scheduled[];
+  /** Tokens in all. */
+  readonly numTokens: number;
+  /** Blocks to copy before it, all at once. */
+  readonly copies: readonly BlockCopy[];
+}
+
+/** A step in the making. */
+export class StepBuilder implements ScheduledStep {
+  readonly scheduled: Scheduled[] = [];
+  readonly copies: BlockCopy[] = [];
+  numTokens = 0;
+
+  /** A step of nothing, with room for `maxTokens` tokens. */
+  constructor(readonly number: number, readonly task: Task, readonly maxTokens: number) {}
+
+  /** Tokens that it has room for. */
+  get budget(): number {
+    return this.maxTokens - this.numTokens;
+  }
+}
