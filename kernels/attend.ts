@@ -9,7 +9,8 @@ import type { Kernel } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { TILE } from "./attention_layout.ts";
-import { decodeAttention } from "./decode_attention.ts";
+import { decodeAttention, isSplit, mergePartials } from "./decode_attention.ts";
+import { ropeAttentionPartials } from "./rope_attention.ts";
 
 /** Rows that cannot fill a GPU, one workgroup a row and key head. */
 const FEW_ROWS = 16;
@@ -17,11 +18,14 @@ const FEW_ROWS = 16;
 /** Paged attention that chooses its form when it is compiled. */
 export const attendKernel: Kernel<PagedAttentionParams> = {
   ...pagedAttentionKernel,
-  expand([q, keys, values, queryStart, contextLens, blockTables], params, caps) {
+  expand(inputs, params, context) {
+    const [q, keys, values, queryStart, contextLens, blockTables] = inputs;
     const rows = maxOf(q!.shape[0]!), sequences = maxOf(contextLens!.shape[0]!);
     const capacity = (blockTables!.shape[1] as number) * params.blockSize;
-    if (caps.cpu || capacity <= TILE || rows > Math.max(FEW_ROWS, 2 * sequences)) return undefined;
+    if (context.caps.cpu || capacity <= TILE || rows > Math.max(FEW_ROWS, 2 * sequences)) return undefined;
     const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
+    const joint = isSplit(q!, batch, params.blockSize) && ropeAttentionPartials(inputs, params, context);
+    if (joint) return mergePartials(joint, batch, params.scale);
     return decodeAttention(q!, keys!, values!, batch, params);
   },
 };

@@ -15,17 +15,18 @@
  * @module
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
-import type { Kernel, KernelCall, TensorType } from "../tensor/kernel.ts";
+import type { Caps, Kernel, KernelCall, Resolver, TensorType } from "../tensor/kernel.ts";
 import { kernelNode, type Node, output } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttention, pagedAttentionKernel } from "./attention.ts";
 import { type PagedAttentionParams, sizesOf, TILE } from "./attention_layout.ts";
 import { type MergeParams, mergeSizesOf, mergeWgsl } from "./attention_merge_wgsl.ts";
-import { type DecodeAttentionParams, decodeLayoutOf, partialsWgsl } from "./decode_attention_wgsl.ts";
+import { partialsWgsl } from "./decode_attention_wgsl.ts";
+import { type DecodeAttentionParams, decodeLayoutOf } from "./decode_layout.ts";
 import { activationBlock, quantiseActivations } from "./quantise.ts";
 import { rowGrid } from "./row_grid.ts";
 
 export type { MergeParams } from "./attention_merge_wgsl.ts";
-export type { DecodeAttentionParams } from "./decode_attention_wgsl.ts";
+export type { DecodeAttentionParams } from "./decode_layout.ts";
 
 /** Workgroups that fill a large GPU; a run with more rows than that gives each workgroup several tiles. */
 const enoughWorkgroups = 1024;
@@ -96,6 +97,18 @@ function partialsInfer(inputs: readonly TensorType[], params: DecodeAttentionPar
   ];
 }
 
+/** One workgroup a tile would leave most of them without work where tables could hold far more than they do. */
+export function partialsGrid(
+  call: KernelCall<DecodeAttentionParams>,
+  caps: Caps,
+  resolve: Resolver,
+): readonly [number, number, number] {
+  const { shares } = decodeLayoutOf(call, caps), rows = resolve(call.inputs[0]!.shape[0]!);
+  const tiles = call.outputs[0]!.shape[1] as number;
+  const perRow = Math.max(1, Math.min(tiles, Math.ceil(enoughWorkgroups / Math.max(1, rows * shares))));
+  return rowGrid(perRow * shares, rows);
+}
+
 /**
  * First dispatch: the inputs of `pagedAttentionKernel` to weighted values f32 [T, tiles, heads, D], and maxima (of scores
  * before scaling) and sums f32 [T, tiles, heads, 2]. Tiles beyond a row's context are left as they are.
@@ -103,14 +116,8 @@ function partialsInfer(inputs: readonly TensorType[], params: DecodeAttentionPar
 export const attentionPartialsKernel: Kernel<DecodeAttentionParams> = {
   name: "attention_partials",
   infer: partialsInfer,
-  wgsl: partialsWgsl,
-  grid(call, caps, resolve) {
-    // One workgroup a tile would leave most of them without work where tables could hold far more than they do.
-    const { shares } = decodeLayoutOf(call, caps), rows = resolve(call.inputs[0]!.shape[0]!);
-    const tiles = call.outputs[0]!.shape[1] as number;
-    const perRow = Math.max(1, Math.min(tiles, Math.ceil(enoughWorkgroups / Math.max(1, rows * shares))));
-    return rowGrid(perRow * shares, rows);
-  },
+  wgsl: (call, caps) => partialsWgsl(call, caps),
+  grid: partialsGrid,
   reference: partialsReference,
   cost: (call, caps, resolve) =>
     pagedAttentionKernel.cost({ ...call, params: call.params as PagedAttentionParams }, caps, resolve),
@@ -175,7 +182,7 @@ export const attentionMergeKernel: Kernel<MergeParams> = {
 };
 
 /** Whether partial results of such a call are small enough, and its shape one that tiles can be read by. */
-function isSplit(q: Node, { blockTables }: AttentionBatch, blockSize: number): boolean {
+export function isSplit(q: Node, { blockTables }: AttentionBatch, blockSize: number): boolean {
   const [rows, heads, headDim] = q.shape as [Dim, number, number];
   const tiles = Math.max(1, Math.ceil((blockTables.shape[1] as number) * blockSize / TILE));
   return headDim % 4 === 0 && 4 * maxOf(rows) * tiles * heads * headDim <= mostScratch;
@@ -202,10 +209,15 @@ export function decodeAttention(
   if (!isSplit(q, batch, blockSize)) {
     return pagedAttention(q, keys, values, batch, { blockSize, scale, queries: 1 });
   }
-  const sums = kernelNode(
+  const partials = kernelNode(
     attentionPartialsKernel,
     [q, keys, values, queryStart, contextLens, blockTables],
     params,
   );
-  return kernelNode(attentionMergeKernel, [sums, output(sums, 1), queryStart, contextLens], { scale });
+  return mergePartials(partials, batch, scale);
+}
+
+/** Second dispatch, on what the first one made. */
+export function mergePartials(partials: Node, { queryStart, contextLens }: AttentionBatch, scale: number): Node {
+  return kernelNode(attentionMergeKernel, [partials, output(partials, 1), queryStart, contextLens], { scale });
 }

@@ -1,15 +1,17 @@
 /** Split attention gives what paged attention gives, bit for bit, in every layout and however tiles are dealt. */
 import { assertEquals } from "@std/assert";
-import { type Device, openDevice } from "../tensor/device.ts";
+import { Device, openDevice } from "../tensor/device.ts";
 import type { HostArray } from "../tensor/dtype.ts";
-import { buffer } from "../tensor/node.ts";
-import { compile } from "../tensor/program.ts";
+import { buffer, input } from "../tensor/node.ts";
+import { compile, type CompileOptions } from "../tensor/program.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
 import { pagedAttentionKernel } from "./attention.ts";
+import { attend } from "./attend.ts";
 import { attentionCall, type AttentionSetting } from "./attention_cases.ts";
 import { decodeAttention, type DecodeAttentionParams } from "./decode_attention.ts";
 import { quantise32 } from "./quantise.ts";
+import { ropeAndWriteKv } from "./kv_write.ts";
 import { seededRandom } from "./random.ts";
 import type { CaseCall } from "./spec.ts";
 
@@ -110,5 +112,65 @@ Deno.test("attention merged into codes is attention quantised, bit for bit", asy
       assertEquals(joint, await quantised(device, { ...call, params }, false));
     }
     device.close();
+  }
+});
+
+/** One token, rotated, written and attended to: in two dispatches or in three. */
+async function step(device: Device, seed: number, options: CompileOptions): Promise<Record<string, HostArray>> {
+  const random = seededRandom(seed), [kvHeads, group, headDim] = [random.integer(1, 2), random.integer(1, 7), 64];
+  const context = random.integer(1, 700), blockSize = 16, maxBlocks = 45, slots = maxBlocks * blockSize;
+  const heads = kvHeads * group,
+    floats = (count: number) => Float32Array.from({ length: count }, () => random.normal());
+  const pool = (label: string): Storage =>
+    new Storage("f16", [slots, kvHeads, headDim], floats(slots * kvHeads * headDim), label);
+  const table = new Storage("f32", [800, headDim / 2, 2], floats(800 * headDim), "table");
+  const keys = pool("keys"),
+    values = pool("values"),
+    blocks = Array.from({ length: maxBlocks }, (_, i) => (i * 7 + 3) % maxBlocks);
+  const program = compile(device, () => {
+    const qkv = input("qkv", "f32", [1, (heads + 2 * kvHeads) * headDim]);
+    const [positions, slotMapping] = ["positions", "slotMapping"].map((name) => input(name, "i32", [1]));
+    const pools = { keys: buffer(keys), values: buffer(values), table: buffer(table) };
+    const rotated = ropeAndWriteKv(
+      { qkv, positions: positions!, slotMapping: slotMapping!, ...pools },
+      { heads, kvHeads, headDim, rotaryDim: headDim, traditional: false },
+    );
+    const batch = {
+      queryStart: input("queryStart", "i32", [2]),
+      contextLens: input("contextLens", "i32", [1]),
+      blockTables: input("blockTables", "i32", [1, maxBlocks]),
+    };
+    return attend(rotated.q, rotated.keys, rotated.values, batch, { blockSize, scale: 0.125 });
+  }, options);
+  const position = context - 1, last = blocks[Math.floor(position / blockSize)]!;
+  const slot = random.uniform() < 0.2 ? -1 : last * blockSize + position % blockSize;
+  const inputs = {
+    ...{ qkv: floats((heads + 2 * kvHeads) * headDim), positions: [position], slotMapping: [slot] },
+    ...{ queryStart: [0, 1], contextLens: [context], blockTables: blocks },
+  };
+  program.run({ inputs });
+  const attended = await program.read(0), dispatches = Int32Array.of(program.dispatchCount);
+  program.dispose();
+  const result = {
+    attended,
+    dispatches,
+    keys: await device.readStorage(keys),
+    values: await device.readStorage(values),
+  };
+  [keys, values, table].forEach((storage) => storage.release());
+  return result;
+}
+
+Deno.test("a token rotated and written by attention itself changes no bit", async () => {
+  for (const disable of [[], ["subgroups"]] as const) {
+    const cpu = await openDevice({ disable });
+    const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false }, Infinity, true);
+    for (let seed = 1; seed <= (disable.length > 0 ? 1 : 4); seed++) {
+      const { dispatches, ...joint } = await step(device, seed, {});
+      const { dispatches: apart, ...plain } = await step(cpu, seed, { rules: [] });
+      assertEquals([...dispatches!, ...apart!], [2, 2], "joined and split; apart and whole");
+      assertEquals(joint, plain, `seed ${seed}`);
+    }
+    cpu.close();
   }
 });

@@ -6,123 +6,20 @@
  *
  * @module
  */
-import { maxOf } from "../tensor/dim.ts";
-import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
+import { type Caps, dimWgsl, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
 import { LOWEST, sizesOf, TILE } from "./attention_layout.ts";
+import {
+  type DecodeAttentionParams,
+  type DecodeLayout,
+  decodeLayoutOf,
+  type StagedRow,
+  stagedRow,
+  stageWgsl,
+  unstage,
+} from "./decode_layout.ts";
 import { seenWgsl } from "./attention_merge_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
-
-/** Parameters of split attention. The optional ones are chosen by device and batch, and change speed, never results. */
-export interface DecodeAttentionParams {
-  /** Tokens of a block: a power of two. */
-  readonly blockSize: number;
-  /** Factor on scores, above 0: 1 / sqrt(headDim) nearly everywhere. */
-  readonly scale: number;
-  /** Most query heads of a workgroup. */
-  readonly headsPerShare?: number;
-  /** Invocations of a workgroup: a multiple of 128. */
-  readonly lanes?: number;
-  /** Features that a lane sums up. */
-  readonly width?: 2 | 4;
-}
-
-/** How a workgroup's work is laid out. */
-export interface DecodeLayout {
-  /** Query heads of a workgroup, and workgroups that a row's tile takes in all. */
-  readonly lines: number;
-  readonly shares: number;
-  readonly sharesPerKvHead: number;
-  readonly lanes: number;
-  /** Lanes of one key, each with some of the lines. */
-  readonly splits: number;
-  readonly linesPerSplit: number;
-  /** Features that a lane sums up, and how many such sums it has. */
-  readonly width: 2 | 4;
-  readonly slots: number;
-  /** Whether the pools are read as words of two halves, eight features a load rather than four. */
-  readonly packedKeys: boolean;
-  readonly packedValues: boolean;
-  /** Keys that workgroup memory holds at a time, as stored. */
-  readonly staged: number;
-  /** Maxima of a line over parts of a tile. */
-  readonly maxima: number;
-}
-
-/** Chooses the layout of a call on a device. */
-export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Caps): DecodeLayout {
-  const { rows, heads, kvHeads, headDim } = sizesOf(call), group = heads / kvHeads, { params } = call;
-  // Few rows leave processors without work: smaller shares then, though each reads the keys of its own. Figures: an H100.
-  const few = maxOf(rows) * kvHeads <= 16;
-  const most = params.headsPerShare ?? (few ? 4 : 8);
-  const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
-  const width = params.width ?? 4;
-  const wanted = params.lanes ?? (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
-  const lanes = Math.max(TILE, Math.min(wanted, caps.maxInvocations - caps.maxInvocations % TILE));
-  const splits = lanes / TILE;
-  const packed = (input: number): boolean => call.inputs[input]!.dtype === "f16" && caps.f16 && headDim % 8 === 0;
-  const packedValues = packed(2), linesPerSplit = Math.ceil(lines / splits);
-  const valueBytes = headDim * (packedValues ? 2 : 4);
-  const room = caps.workgroupMemory - 4 * linesPerSplit * splits * (headDim + TILE + 16) - 1024;
-  let staged = TILE;
-  if (packedValues !== packed(1)) staged /= 2;
-  while (staged > 8 && staged * valueBytes > room) staged /= 2;
-  return {
-    lines,
-    shares: sharesPerKvHead * kvHeads,
-    sharesPerKvHead,
-    lanes,
-    splits,
-    linesPerSplit,
-    width,
-    slots: Math.ceil(lines * headDim / width / lanes),
-    packedKeys: packed(1),
-    packedValues,
-    staged,
-    maxima: caps.subgroups ? Math.max(1, TILE / caps.subgroupSize) : 16,
-  };
-}
-
-/** Elements of workgroup memory that hold a row of keys or values, `width` features each. */
-interface StagedRow {
-  /** Loads of a row, and elements of a load. */
-  readonly units: number;
-  readonly parts: number;
-  readonly elements: number;
-  /** Element e of key k lies at e ^ (k & mask), so that lanes which read one feature of different keys use all banks. */
-  readonly mask: number;
-}
-
-function stagedRow(headDim: number, packed: boolean, width: number): StagedRow {
-  const perUnit = packed ? 8 : 4, elements = headDim / width;
-  const banks = 128 / (width * (packed ? 2 : 4));
-  return {
-    units: headDim / perUnit,
-    parts: perUnit / width,
-    elements,
-    mask: Math.min(banks, elements & -elements) - 1,
-  };
-}
-
-/** WGSL that puts a load into workgroup memory. */
-function stageWgsl(key: string, unit: string, value: string, { parts, elements, mask }: StagedRow): string {
-  const piece = (i: number) => parts === 1 ? value : `${value}.${(parts === 2 ? ["xy", "zw"] : [..."xyzw"])[i]}`;
-  return repeat(
-    parts,
-    (i) =>
-      `staged[(${key}) * ${elements}u + (((${unit}) * ${parts}u + ${i}u) ^ ((${key}) & ${mask}u))] = ${piece(i)};
-      `,
-  );
-}
-
-/** WGSL of one staged element as f32. */
-function unstage(at: string, { packedValues, width }: DecodeLayout): string {
-  return !packedValues
-    ? `staged[${at}]`
-    : width === 2
-    ? `unpack2x16float(staged[${at}])`
-    : `unpack_four(staged[${at}])`;
-}
 
 /** WGSL of a lane's scores: four features of its key at a time, which `feature` gives, against the lines of its split. */
 function scoresWgsl({ linesPerSplit, splits }: DecodeLayout, headDim: number, feature: (at: number) => string): string {
@@ -151,7 +48,7 @@ function scoresWgsl({ linesPerSplit, splits }: DecodeLayout, headDim: number, fe
  * WGSL of scores where a tile of keys, then of values, fits workgroup memory: lanes load neighbouring words of both at once;
  * values wait in registers for their turn.
  */
-function stagedScoresWgsl(layout: DecodeLayout, headDim: number): { scores: string; values: string } {
+function stagedScoresWgsl(layout: DecodeLayout, headDim: number, own?: OwnToken): { scores: string; values: string } {
   const { lanes, width, packedValues } = layout, row = stagedRow(headDim, packedValues, width);
   const loads = Math.ceil(TILE * row.units / lanes);
   const place = (c: number) => `
@@ -161,21 +58,26 @@ function stagedScoresWgsl(layout: DecodeLayout, headDim: number): { scores: stri
       let from${c} = addresses[key${c}] + unit${c};`;
   const each = (text: (c: number) => string) => repeat(loads, text);
   const element = (at: number) => unstage(`key_row + (${at}u ^ key_mask)`, layout);
+  const loaded = (pool: string, c: number): string =>
+    own ? `select(vec4u(), ${pool}(from${c}), key${c} < known)` : `${pool}(from${c})`;
   const scores = `
       if (split == 0u) { addresses[key] = slot * ${row.units}u; }
       workgroupBarrier();
       ${each(place)}
-      ${each((c) => `let k${c} = keys(from${c}); `)}
-      ${each((c) => `let v${c} = values(from${c}); `)}
+      ${each((c) => `let k${c} = ${loaded("keys", c)}; `)}
+      ${each((c) => `let v${c} = ${loaded("values", c)}; `)}
+      ${own?.queries ?? ""}
       ${each((c) => stageWgsl(`key${c}`, `unit${c}`, `k${c}`, row))}
       workgroupBarrier();
+      ${own?.stage("key", row) ?? ""}
       let key_row = key * ${row.elements}u;
       let key_mask = key & ${row.mask}u;
       ${
     scoresWgsl(layout, headDim, (at) =>
       width === 4 ? `let k = ${element(at)};` : `let k = vec4f(${element(2 * at)}, ${element(2 * at + 1)});`)
   }`;
-  return { scores, values: each((c) => stageWgsl(`key${c}`, `unit${c}`, `v${c}`, row)) };
+  const values = each((c) => stageWgsl(`key${c}`, `unit${c}`, `v${c}`, row));
+  return { scores, values: own ? `${values}workgroupBarrier();\n${own.stage("value", row)}` : values };
 }
 
 /** WGSL of scores where a tile of keys does not fit: each lane reads all of its key. */
@@ -314,14 +216,56 @@ fn greatest_of(line: u32) -> f32 {
 }`;
 }
 
+/** What a kernel adds where the row's own token is not in the pools yet: it comes from the product of q, k and v. */
+export interface OwnToken {
+  readonly inputs: readonly Port[];
+  readonly outputs: readonly Port[];
+  readonly declarations: string;
+  /** Puts the queries into workgroup memory, in the first tile. */
+  readonly queries: string;
+  /** Puts the own key or value in its place, in the last tile, and into the pool. Ends with a barrier. */
+  stage(what: "key" | "value", row: StagedRow): string;
+}
+
+/** WGSL that declares what a workgroup computes: `sequence`, `seen`, `tiles`, and the block of the first tile's keys. */
+function rowStart(call: KernelCall<DecodeAttentionParams>, own: OwnToken | undefined): string {
+  const { rows, sequences, maxBlocks } = sizesOf(call), shift = Math.log2(call.params.blockSize);
+  if (!own) return `${rowWgsl(dimWgsl(rows))}\n${seenWgsl(sequences)}`;
+  // One row of one sequence: nothing to search, so that all loads are under way at once.
+  return `let row = 0u;
+  let sequence = 0u;
+  let own_slot = slot_mapping(0u);
+  var block = block_tables(min(((chunk << 7u) + key) >> ${shift}u, ${maxBlocks - 1}u));
+  let behind = context_lens(0u) - query_start(1u) + 1;
+  let seen = select(0u, u32(max(behind, 0)), query_start(0u) <= 0 && query_start(1u) > 0);
+  let tiles = (seen + ${TILE - 1}u) >> 7u;`;
+}
+
+/** WGSL of a lane's key in the pool: `n` keys of the tile are seen. */
+function keySlot(call: KernelCall<DecodeAttentionParams>, own: OwnToken | undefined): string {
+  const { kvHeads, maxBlocks } = sizesOf(call), { blockSize } = call.params, shift = Math.log2(blockSize);
+  const slot = (block: string): string =>
+    `let slot = ((${block} << ${shift}u) + (position & ${blockSize - 1}u)) * ${kvHeads}u + kv_head;`;
+  if (!own) {
+    return `let position = (tile << 7u) + min(key, n - 1u);
+    let block = u32(max(block_tables(sequence * ${maxBlocks}u + (position >> ${shift}u)), 0));
+    ${slot("block")}`;
+  }
+  const slots = call.inputs[1]!.shape[0] as number;
+  return `let fresh = tile + 1u == tiles && own_slot >= 0 && own_slot < ${slots};
+    let known = n - select(0u, 1u, fresh);
+    let position = (tile << 7u) + key;
+    if (tile != chunk) { block = block_tables(min(position >> ${shift}u, ${maxBlocks - 1}u)); }
+    ${slot("u32(max(block, 0))")}`;
+}
+
 /** The shader of a call's partial results on a device. */
-export function partialsWgsl(call: KernelCall<DecodeAttentionParams>, caps: Caps): KernelSource {
-  const layout = decodeLayoutOf(call, caps), { blockSize, scale } = call.params;
-  const { rows, sequences, heads, kvHeads, headDim, maxBlocks } = sizesOf(call), group = heads / kvHeads;
+export function partialsWgsl(call: KernelCall<DecodeAttentionParams>, caps: Caps, own?: OwnToken): KernelSource {
+  const layout = decodeLayoutOf(call, caps);
+  const { heads, kvHeads, headDim } = sizesOf(call), group = heads / kvHeads;
   const { lines, shares, sharesPerKvHead, lanes, splits, linesPerSplit, width, slots } = layout;
   const padded = linesPerSplit * splits, ofHead = headDim / width, tileCount = call.outputs[0]!.shape[1] as number;
-  const shift = Math.log2(blockSize);
-  const stage = layout.staged === TILE ? stagedScoresWgsl(layout, headDim) : directScoresWgsl(layout, headDim);
+  const stage = layout.staged === TILE ? stagedScoresWgsl(layout, headDim, own) : directScoresWgsl(layout, headDim);
   const slot = (s: number) =>
     `let place${s} = lane + ${s * lanes}u;
   let line${s} = min(place${s} / ${ofHead}u, ${lines - 1}u);
@@ -334,45 +278,43 @@ export function partialsWgsl(call: KernelCall<DecodeAttentionParams>, caps: Caps
         if (feature${s} == 0u) { store_stats(head, vec2f(greatest_of(line${s}), total${s})); }
       }
       `;
+  const queries = `for (var i = lane; i < ${padded * headDim / 4}u; i += ${lanes}u) {
+    let at = i / ${padded}u;
+    let head = min(first_head + i % ${padded}u, head_end - 1u);
+    queries[i] = q((row * ${heads}u + head) * ${headDim / 4}u + at);
+  }`;
   return {
     inputs: [
-      { name: "q", width: 4 },
+      ...own?.inputs ?? [{ name: "q", width: 4 }],
       layout.packedKeys ? { name: "keys", width: 4, raw: true } : { name: "keys", width: 4 },
       layout.packedValues ? { name: "values", width: 4, raw: true } : { name: "values", width: 4 },
       { name: "query_start" },
       { name: "context_lens" },
       { name: "block_tables" },
     ],
-    outputs: [{ name: "sums", width }, { name: "stats", width: 2 }],
+    outputs: [{ name: "sums", width }, { name: "stats", width: 2 }, ...own?.outputs ?? []],
     workgroupSize: [lanes, 1, 1],
     subgroups: caps.subgroups,
-    declarations: declarationsWgsl(layout, headDim),
-    main: `${rowWgsl(dimWgsl(rows))}
-  let chunk = workgroup.x / ${shares}u;
+    declarations: declarationsWgsl(layout, headDim) + (own?.declarations ?? ""),
+    main: `let chunk = workgroup.x / ${shares}u;
   let share = workgroup.x % ${shares}u;
   let stride = groups.x / ${shares}u;
-  ${seenWgsl(sequences)}
+  let key = lane & ${TILE - 1}u;
+  let split = lane >> 7u;
+  ${rowStart(call, own)}
   if (chunk >= tiles) { return; }
   let kv_head = share / ${sharesPerKvHead}u;
   let first_head = kv_head * ${group}u + (share % ${sharesPerKvHead}u) * ${lines}u;
   let head_end = (kv_head + 1u) * ${group}u;
-  let key = lane & ${TILE - 1}u;
-  let split = lane >> 7u;
   let first_line = split * ${linesPerSplit}u;
-  for (var i = lane; i < ${padded * headDim / 4}u; i += ${lanes}u) {
-    let at = i / ${padded}u;
-    let head = min(first_head + i % ${padded}u, head_end - 1u);
-    queries[i] = q((row * ${heads}u + head) * ${headDim / 4}u + at);
-  }
+  ${own ? "" : queries}
   ${repeat(slots, slot)}
   for (var tile = chunk; tile < tiles; tile += stride) {
     let n = min(${TILE}u, seen - (tile << 7u));
-    let position = (tile << 7u) + min(key, n - 1u);
-    let block = u32(max(block_tables(sequence * ${maxBlocks}u + (position >> ${shift}u)), 0));
-    let slot = ((block << ${shift}u) + (position & ${blockSize - 1}u)) * ${kvHeads}u + kv_head;
+    ${keySlot(call, own)}
     {
       ${stage.scores}
-      ${weightsWgsl(layout, scale * Math.LOG2E, caps, stage.values)}
+      ${weightsWgsl(layout, call.params.scale * Math.LOG2E, caps, stage.values)}
       ${valuesWgsl(layout, headDim)}
       ${repeat(slots, store)}
       workgroupBarrier();

@@ -14,12 +14,12 @@
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
 import {
-  type AbsorbContext,
   type Caps,
   type Cost,
   dimWgsl,
   type Kernel,
   type KernelCall,
+  type RewriteContext,
   type TensorType,
 } from "../tensor/kernel.ts";
 import type { DType } from "../tensor/dtype.ts";
@@ -219,7 +219,7 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
 /** The norm that a product had better do itself: for one token a dispatch costs more than every workgroup's doing it. */
 function normOf(
   [codes, scales, first]: readonly Node[],
-  { readers }: AbsorbContext,
+  { readers }: RewriteContext,
 ): Node & { op: "kernel" } | undefined {
   if (codes?.op !== "kernel" || codes.kernel !== rmsNormQuantise32Kernel as Kernel<unknown>) return undefined;
   if (maxOf(codes.shape[0]!) !== 1 || readers(codes) !== 2 || readers(scales!) !== 1) return undefined;

@@ -61,26 +61,32 @@ function prologue(product: Int8Product, form: RowsForm, weight: Int8Weight): str
   return lines.join("\n") + "\n" + eachSum(form, (name) => `var ${name} = 0.0;`) + "\n";
 }
 
-/** Loads blocks `at` of every row, then multiplies them by every token's: loads first, so that they overlap. */
-function blocksText(at: readonly string[], form: RowsForm, weight: Int8Weight): string {
-  const rows = indices(form.rows), shift = Math.log2(weight.groupBlocks);
+/** Loads blocks `at` of every row. */
+function loadsText(at: readonly string[], form: RowsForm, weight: Int8Weight): string {
+  const shift = Math.log2(weight.groupBlocks);
   let text = "";
   at.forEach((block, u) => {
     text += `let at_${u} = ${block};\n`;
-    for (const row of rows) {
+    for (const row of indices(form.rows)) {
       for (const i of indices(weight.loads)) {
         text += `let w_${u}_${row}_${i} = weights(weights_${row} + at_${u} * ${weight.loads}u + ${i}u);\n`;
       }
       text += `let s_${u}_${row} = ${weight.affine(`affine_${row} + (at_${u} >> ${shift}u)`)};\n`;
     }
   });
-  at.forEach((_, u) => {
-    for (const row of rows) {
+  return text;
+}
+
+/** Multiplies what {@linkcode loadsText} has loaded, `count` blocks, by every token's. */
+function productsText(count: number, form: RowsForm, weight: Int8Weight): string {
+  let text = "";
+  for (const u of indices(count)) {
+    for (const row of indices(form.rows)) {
       const [low, high] = weight.words(indices(weight.loads).map((i) => `w_${u}_${row}_${i}`));
       text += `let low_${u}_${row} = ${low};\nlet high_${u}_${row} = ${high};\n`;
     }
     for (const m of indices(form.tokens)) text += `{\n${tokenText(u, m, form, weight)}}\n`;
-  });
+  }
   return text;
 }
 
@@ -101,20 +107,32 @@ function tokenText(u: number, m: number, form: RowsForm, weight: Int8Weight): st
   return text;
 }
 
-/** All blocks of a row: a loop of `unroll` at a time, then what is left. */
-function columnsText(product: Int8Product, form: RowsForm, weight: Int8Weight): string {
+/**
+ * All blocks of a row: a loop of `unroll` at a time, then what is left. Where the activations are made by the workgroup, the first
+ * loads come before that, since they wait for the memory and it does not.
+ */
+function columnsText(product: Int8Product, form: RowsForm, weight: Int8Weight, activations: Activations): string {
   const blocks = product.columns / 32, stride = form.lanes * form.slices, { unroll } = form;
-  const whole = Math.floor(blocks / stride), loops = Math.floor(whole / unroll);
-  const body = (from: string, count: number): string =>
-    blocksText(indices(count).map((u) => `${from} + ${u * stride}u`), form, weight);
-  let text = `let begin = slice * ${form.lanes}u + member;\n`;
+  const whole = Math.floor(blocks / stride);
+  // Loads come first, so that they overlap.
+  const body = (first: string, count: number): string =>
+    loadsText(indices(count).map((u) => `${first} + ${u * stride}u`), form, weight) + productsText(count, form, weight);
+  let text = `let begin = slice * ${form.lanes}u + member;\n`, done = 0;
   if (weight.offset) text += "let ones = vec4u(0x01010101u);\n";
+  if (activations.rest !== "") {
+    done = Math.max(1, Math.min(unroll, whole));
+    const at = indices(done).map((u) => whole > 0 ? `begin + ${u * stride}u` : `min(begin, ${blocks - 1}u)`);
+    text += `${loadsText(at, form, weight)}${activations.loads}${activations.rest}`;
+    text += `${whole > 0 ? "" : `if (begin < ${blocks}u) `}{\n${productsText(done, form, weight)}}\n`;
+    if (whole === 0) return text;
+  }
+  const loops = Math.floor((whole - done) / unroll);
   if (loops > 1) {
     text += `for (var step = 0u; step < ${loops}u; step++) {\n` +
-      `let first = begin + step * ${unroll * stride}u;\n${body("first", unroll)}}\n`;
-  } else if (loops === 1) text += `{\n${body("begin", unroll)}}\n`;
-  const left = whole - loops * unroll;
-  if (left > 0) text += `{\n${body(`begin + ${loops * unroll * stride}u`, left)}}\n`;
+      `let first = begin + ${done * stride}u + step * ${unroll * stride}u;\n${body("first", unroll)}}\n`;
+  } else if (loops === 1) text += `{\n${body(`begin + ${done * stride}u`, unroll)}}\n`;
+  const left = whole - done - loops * unroll, next = whole - left;
+  if (left > 0) text += `{\n${body(`begin + ${next * stride}u`, left)}}\n`;
   if (blocks % stride !== 0) {
     text += `if (begin + ${whole * stride}u < ${blocks}u) {\n${body(`begin + ${whole * stride}u`, 1)}}\n`;
   }
@@ -273,7 +291,6 @@ export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): Ke
     declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
       (quantise || eps !== undefined ? blockFunctions(threadsOf(form), caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
-    main: activations.loads + activations.rest + prologue(product, form, weight) + columnsText(product, form, weight) +
-      end.text,
+    main: prologue(product, form, weight) + columnsText(product, form, weight, activations) + end.text,
   };
 }

@@ -57,12 +57,12 @@ export const topLogprobsKernel: Kernel<TopLogprobsParams> = {
       main: `
   ${rowWgsl(dimWgsl(rows))}
   ${bestAndSumWgsl("0u", `${groups}u`, lanes, true)}
-  let log_sum = log(sum);
+  let log_sum_exp = best.value + log(sum); // as in sampling.ts: a drawn token's figure is the same in both
   var next = best;
   for (var i = 0u; i < ${count}u; i++) {
     if (lane == 0u) {
       store_ids(row * ${count}u + i, i32(next.id));
-      store_logprobs(row * ${count}u + i, next.value - best.value - log_sum);
+      store_logprobs(row * ${count}u + i, next.value - log_sum_exp);
     }
     next = best_behind(lane, row, next);
   }`,

@@ -99,8 +99,10 @@ export interface Cost {
 /** Places where fusion may splice into a kernel. */
 export type SlotKind = "elementwise" | "siluGate";
 
-/** What a kernel may ask when it absorbs others. */
-export interface AbsorbContext {
+/** What a kernel may ask before it takes another form. */
+export interface RewriteContext {
+  /** The device. */
+  readonly caps: Caps;
   /** Number of distinct nodes that read this one; outputs of the program count too. */
   readers(node: Node): number;
 }
@@ -129,13 +131,13 @@ export interface Kernel<P> {
   /**
    * This op in other nodes, where they are the faster form on a device: same type, same value. Taken before any rule.
    */
-  expand?(inputs: readonly Node[], params: P, caps: Caps): Node | undefined;
+  expand?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /**
    * This op and ops that make its inputs as one, where a device is better off so: quantisation in the store of what it follows, a
    * norm where its result is used. Same type; the same value but for rounding. What else reads an input keeps it from
    * vanishing.
    */
-  absorb?(inputs: readonly Node[], params: P, context: AbsorbContext): Node | undefined;
+  absorb?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /** This op with its only output in 8-bit codes and scales (`quantise32`), where it can store it so. */
   withQuantise32?(inputs: readonly Node[], params: P): Node | undefined;
   /** Parameters with the gate spliced in (output halves: silu(first half) x second half), where the slot is there. */

@@ -352,20 +352,20 @@ export function outputTypes(node: Node & { op: "kernel" }): ReturnType<Kernel<un
  * ```
  */
 export function kernelNode<P>(kernel: Kernel<P>, inputs: readonly Node[], params: P): Node {
-  const types = kernel.infer(inputs.map(({ dtype, shape }) => ({ dtype, shape })), params);
-  const first = types[0];
-  if (!first) throw new Error(`Cannot use kernel "${kernel.name}": it has no output`);
-  const anchor = intern({
-    op: "kernel",
-    kernel: kernel as Kernel<unknown>,
-    params,
-    dtype: first.dtype,
-    shape: first.shape,
-    src: inputs,
-  });
-  const updated = kernel.updates?.({ params, inputs, outputs: types }) ?? [];
-  for (const source of updated) if (source >= 0) advance(inputs[source]!);
+  const anchor = rewrittenKernel(kernel, inputs, params) as Node & { op: "kernel" };
+  for (const source of updatesOf(anchor)) if (source >= 0) advance(inputs[source]!);
   return anchor;
+}
+
+/**
+ * As {@linkcode kernelNode}, where a rewrite puts a kernel in another's place: the writes that it makes to buffers were
+ * counted when the graph was traced.
+ */
+export function rewrittenKernel<P>(kernel: Kernel<P>, inputs: readonly Node[], params: P): Node {
+  const [first] = kernel.infer(inputs.map(({ dtype, shape }) => ({ dtype, shape })), params);
+  if (!first) throw new Error(`Cannot use kernel "${kernel.name}": it has no output`);
+  const { dtype, shape } = first;
+  return intern({ op: "kernel", kernel: kernel as Kernel<unknown>, params, dtype, shape, src: inputs });
 }
 
 /**

@@ -5,7 +5,7 @@
  * @module
  */
 import { maxOf } from "./dim.ts";
-import type { AbsorbContext, Caps } from "./kernel.ts";
+import type { Caps, RewriteContext } from "./kernel.ts";
 import { type Node, withSources } from "./intern.ts";
 import { kernelNode } from "./node.ts";
 
@@ -14,7 +14,7 @@ export interface Rule {
   /** Name, as `explain()` prints it. */
   readonly name: string;
   /** The pattern and its replacement. */
-  rewrite(node: Node, context: AbsorbContext): Node | undefined;
+  rewrite(node: Node, context: RewriteContext): Node | undefined;
 }
 
 /** The half of a kernel's last axis that a slice takes: 0, 1, or undefined. */
@@ -91,7 +91,7 @@ export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readon
   const readers = new Map<Node, number>();
   for (const node of nodes) for (const source of new Set(node.src)) readers.set(source, (readers.get(source) ?? 0) + 1);
   for (const node of outputs) readers.set(node, (readers.get(node) ?? 0) + 1);
-  const context: AbsorbContext = { readers: (node) => readers.get(node) ?? 0 };
+  const context: RewriteContext = { caps, readers: (node) => readers.get(node) ?? 0 };
   const replaced = new Map<Node, Node>(), order = new Map<Node, number>();
   nodes.forEach((node, position) => {
     let next = withSources(node, node.src.map((source) => replaced.get(source)!));
@@ -101,7 +101,7 @@ export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readon
       if (!readers.has(next)) readers.set(next, context.readers(node));
     };
     take(next);
-    if (next.op === "kernel") take(next.kernel.expand?.(next.src, next.params, caps) ?? next);
+    if (next.op === "kernel") take(next.kernel.expand?.(next.src, next.params, context) ?? next);
     for (const rule of rules) take(rule.rewrite(next, context) ?? next);
     replaced.set(node, next);
     placeBefore(next, position, order);
