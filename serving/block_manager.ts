@@ -155,8 +155,10 @@ export class BlockManager {
     const full = Math.floor(Math.min(numComputedTokens, tokens.length) / this.blockSize);
     while (sequence.numCachedBlocks < full) {
       const block = blockTable[sequence.numCachedBlocks]!;
-      this.#cache.insert(block, this.#contentOf(sequence, sequence.numCachedBlocks));
-      this.#cachedIn[block] = step;
+      if (this.#cache.identityOf(block) === 0) { // else who shares it has entered it
+        this.#cache.insert(block, this.#contentOf(sequence, sequence.numCachedBlocks));
+        this.#cachedIn[block] = step;
+      }
       sequence.numCachedBlocks++;
     }
   }
