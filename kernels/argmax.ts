@@ -14,7 +14,7 @@ import { rowGrid, rowWgsl } from "./row_grid.ts";
 import { argmaxReference, logSumExpReference } from "./sampling_reference.ts";
 
 const oneDispatch = 16384;
-const sliceTokens = 8192;
+const sliceTokens = 2048;
 
 /** Parameters of the argmax kernels. */
 export interface ArgmaxParams {
@@ -57,16 +57,9 @@ export function bestWgsl(port: string, vocabulary: number, lanes: number): strin
     : `let base = row * ${vocabulary}u;
   let first = group * 4u;
   return max(vec4f(${[0, 1, 2, 3].map(element).join(", ")}), vec4f(-3.4028234e38));`;
-  return `
-struct Best { value: f32, id: u32 }
-var<workgroup> bests: array<Best, ${lanes}>;
-var<workgroup> overall: Best;
+  return `${overLanesWgsl(lanes)}
 fn row4(row: u32, group: u32) -> vec4f {
   ${read}
-}
-fn better(a: Best, b: Best) -> Best {
-  if (b.value > a.value || (b.value == a.value && b.id < a.id)) { return b; }
-  return a;
 }
 fn best_of_four(x: vec4f, first: u32, so_far: Best) -> Best {
   var best = so_far;
@@ -75,6 +68,18 @@ fn best_of_four(x: vec4f, first: u32, so_far: Best) -> Best {
   if (x.z > best.value) { best = Best(x.z, first + 2u); }
   if (x.w > best.value) { best = Best(x.w, first + 3u); }
   return best;
+}`;
+}
+
+/** WGSL of `Best`, `better` and `best_over_lanes`. */
+function overLanesWgsl(lanes: number): string {
+  return `
+struct Best { value: f32, id: u32 }
+var<workgroup> bests: array<Best, ${lanes}>;
+var<workgroup> overall: Best;
+fn better(a: Best, b: Best) -> Best {
+  if (b.value > a.value || (b.value == a.value && b.id < a.id)) { return b; }
+  return a;
 }
 fn best_over_lanes(lane: u32, mine: Best) -> Best {
   bests[lane] = mine;
@@ -194,7 +199,7 @@ export const argmaxSlicesKernel: Kernel<ArgmaxParams> = {
   },
   wgsl(call, caps) {
     const { rows, vocabulary } = logitSizes(call.inputs[0], "take the argmax");
-    const lanes = logitLanes(sliceTokens, caps), { logprob } = call.params, slices = slicesOf(vocabulary);
+    const lanes = caps.cpu ? 8 : 256, { logprob } = call.params, slices = slicesOf(vocabulary);
     return {
       inputs: [{ name: "logits", width: logitWidth(vocabulary) }],
       outputs: [{ name: "value" }, { name: "token" }, ...(logprob ? [{ name: "sum" }] : [])],
@@ -236,30 +241,31 @@ export const argmaxSlicesKernel: Kernel<ArgmaxParams> = {
 export const argmaxMergeKernel: Kernel<ArgmaxParams> = {
   name: "argmax_merge",
   infer: ([value], params) => picked(logitSizes(value, "merge slices").rows, params),
-  wgsl(call) {
+  wgsl(call, caps) {
     const { rows, vocabulary: slices } = logitSizes(call.inputs[0], "merge slices"), { logprob } = call.params;
+    const lanes = caps.cpu ? 8 : 64,
+      each = (text: string): string => `for (var i = lane; i < ${slices}u; i += ${lanes}u) { ${text} }`;
     return {
       inputs: [{ name: "value" }, { name: "slice_token" }, ...(logprob ? [{ name: "slice_sum" }] : [])],
       outputs: [{ name: "token" }, ...(logprob ? [{ name: "logprob" }] : [])],
-      workgroupSize: [8, 1, 1],
-      // One lane: there are 19 slices in a vocabulary of 152,000, and the sum's order is plain.
+      workgroupSize: [lanes, 1, 1],
+      declarations: overLanesWgsl(lanes) + (logprob ? sumWgsl(lanes) : ""),
       main: `
   ${rowWgsl(dimWgsl(rows))}
-  if (lane == 0u) {
-    let base = row * ${slices}u;
-    var best = 0u;
-    for (var i = 1u; i < ${slices}u; i++) { if (value(base + i) > value(base + best)) { best = i; } }
-    store_token(row, slice_token(base + best));
-    ${
+  let base = row * ${slices}u;
+  var mine = Best(-3.4028234e38, min(lane, ${slices - 1}u));
+  ${each("mine = better(mine, Best(value(base + i), i));")}
+  let best = best_over_lanes(lane, mine);
+  ${
         logprob
-          ? `var sum = 0.0;
-    let largest = value(base + best);
-    for (var i = 0u; i < ${slices}u; i++) {
-      sum = fma(slice_sum(base + i), exp(max(value(base + i) - largest, -100.0)), sum);
-    }
-    store_logprob(row, -log(sum));`
+          ? `var own = 0.0;
+  ${each("own = fma(slice_sum(base + i), exp(max(value(base + i) - best.value, -100.0)), own);")}
+  let sum = sum_over_lanes(lane, own);`
           : ""
       }
+  if (lane == 0u) {
+    store_token(row, slice_token(base + best.id));
+    ${logprob ? "store_logprob(row, -log(sum));" : ""}
   }`,
     };
   },

@@ -6,7 +6,7 @@
 import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST, TILE } from "./attention_layout.ts";
-import { blockFunctions, octet, quantiseOctet } from "./quantise_wgsl.ts";
+import { blockFunctions, octet, type QuantisedStore, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 
@@ -37,6 +37,11 @@ export function seenWgsl(sequences: Dim): string {
   }
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 }
+
+/** What {@linkcode seenWgsl} declares where there is one row of one sequence: nothing to search, so all loads are under way at once. */
+export const oneRowWgsl = `let behind = context_lens(0u) - query_start(1u) + 1;
+  let seen = select(0u, u32(max(behind, 0)), query_start(0u) <= 0 && query_start(1u) > 0);
+  let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 
 /** Sizes of a merge. */
 export function mergeSizesOf(
@@ -132,4 +137,54 @@ function quantiseHead(first: string, headDim: number, caps: Caps): string {
   let low = ${four("start")};
   let high = ${four("start + 4u")};
   ${quantiseOctet(`${first} + lane`, `lane < ${headDim / octet}u`, caps)}`;
+}
+
+/**
+ * WGSL that merges the tiles of the only row and quantises the result, eight features an invocation, in uniform control flow: the
+ * order of summation is that of {@linkcode mergeWgsl}. For few tiles: all are read at once.
+ */
+export function mergeOctetsWgsl(
+  { tiles, heads, headDim }: ReturnType<typeof mergeSizesOf>,
+  { scale }: MergeParams,
+  lanes: number,
+  store: QuantisedStore,
+  caps: Caps,
+): { loads: string; rest: string } {
+  const octets = heads * headDim / octet, exponent = scale * Math.LOG2E, vectors = heads * headDim / 4;
+  const turn = (first: number): string =>
+    `{
+    let at = lane + ${first}u;
+    let own = min(at, ${octets - 1}u);
+    let head = own / ${headDim / octet}u;
+    ${
+      repeat(tiles, (i) =>
+        `let stats${i} = stats(${i * heads}u + head);
+    let low${i} = sums(${i * vectors}u + 2u * own);
+    let high${i} = sums(${i * vectors}u + 2u * own + 1u);
+    `)
+    }
+    var peak = ${LOWEST};
+    var total = 0.0;
+    var low = vec4f();
+    var high = vec4f();
+    ${
+      repeat(tiles, (i) =>
+        `if (${i}u < tiles) {
+      let next = max(peak, stats${i}.x);
+      let before = exp2((peak - next) * ${exponent});
+      let now = exp2((stats${i}.x - next) * ${exponent});
+      low = fma(low, vec4f(before), low${i} * now);
+      high = fma(high, vec4f(before), high${i} * now);
+      total = fma(total, before, stats${i}.y * now);
+      peak = next;
+    }
+    `)
+    }
+    let weight = select(0.0, 1.0 / max(total, 1e-37), total > 0.0);
+    low *= weight;
+    high *= weight;
+    ${quantiseOctet("at", `at < ${octets}u`, caps, store)}
+  }`;
+  const turns = Array.from({ length: Math.ceil(octets / lanes) }, (_, i) => turn(i * lanes));
+  return { loads: "", rest: `${oneRowWgsl}\n${turns.join("\n")}` };
 }

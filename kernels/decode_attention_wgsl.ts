@@ -17,7 +17,7 @@ import {
   stageWgsl,
   unstage,
 } from "./decode_layout.ts";
-import { seenWgsl } from "./attention_merge_wgsl.ts";
+import { oneRowWgsl, seenWgsl } from "./attention_merge_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 
@@ -231,14 +231,11 @@ export interface OwnToken {
 function rowStart(call: KernelCall<DecodeAttentionParams>, own: OwnToken | undefined): string {
   const { rows, sequences, maxBlocks } = sizesOf(call), shift = Math.log2(call.params.blockSize);
   if (!own) return `${rowWgsl(dimWgsl(rows))}\n${seenWgsl(sequences)}`;
-  // One row of one sequence: nothing to search, so that all loads are under way at once.
   return `let row = 0u;
   let sequence = 0u;
   let own_slot = slot_mapping(0u);
   var block = block_tables(min(((chunk << 7u) + key) >> ${shift}u, ${maxBlocks - 1}u));
-  let behind = context_lens(0u) - query_start(1u) + 1;
-  let seen = select(0u, u32(max(behind, 0)), query_start(0u) <= 0 && query_start(1u) > 0);
-  let tiles = (seen + ${TILE - 1}u) >> 7u;`;
+  ${oneRowWgsl}`;
 }
 
 /** WGSL of a lane's key in the pool: `n` keys of the tile are seen. */

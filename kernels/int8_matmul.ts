@@ -22,28 +22,17 @@ import {
   type RewriteContext,
   type TensorType,
 } from "../tensor/kernel.ts";
-import type { DType } from "../tensor/dtype.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
+import { activationInputs, codesReference, codeTypes, type Int8Source, sourceOf } from "./int8_activations.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
 import { hasBlocksForm, type Int8Form, int8Form, type Int8Size } from "./int8_variants.ts";
 import { affinePairs, hasInt8Form, type Int8Product } from "./int8_weight.ts";
-import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
-import {
-  activationBlock,
-  codeOrder,
-  quantise32,
-  quantiseActivations,
-  type QuantisedActivations,
-  rmsNormQuantise32Kernel,
-} from "./quantise.ts";
+import { activationBlock, codeOrder, quantise32, quantiseActivations, type QuantisedActivations } from "./quantise.ts";
 import { linear } from "./quantised_matmul.ts";
 import { unpackCodes } from "./quantised_reference.ts";
 import { type AffineFormat, formatName, type Weight, weightTensorTypes } from "./weight_format.ts";
 import { leastBytes } from "./least_bytes.ts";
-
-/** Weight rows up to which a product absorbs the norm before it. */
-const mostNormedRows = 65536;
 
 /** Parameters of an int8 product. */
 export interface Int8Params {
@@ -51,11 +40,8 @@ export interface Int8Params {
   readonly format: AffineFormat;
   /** Whether the two halves of the rows are joined: silu(first) x second. */
   readonly gate?: boolean;
-  /**
-   * RMSNorm and quantisation before the product, by every workgroup for itself: inputs are x [T, K] and the norm's weight [K] in
-   * place of codes and scales. For one token at a time.
-   */
-  readonly norm?: RmsNormParams;
+  /** What makes the codes, if the product does it for itself, with whose inputs in place of codes and scales: for one token at a time. */
+  readonly source?: Int8Source;
   /** Whether the outputs are codes and scales (`quantise32`) of y. With `gate` only. */
   readonly quantise?: boolean;
 }
@@ -64,37 +50,31 @@ interface Sizes extends Omit<Int8Product, "tokens"> {
   readonly tokens: Dim;
 }
 
-/** Types of a product's inputs: activations, then the weight's tensors. */
-function inputTypes(params: Int8Params, tokens: Dim, rows: number, columns: number, floats: DType[]): TensorType[] {
-  const activations: TensorType[] = params.norm
-    ? [{ dtype: floats[0]!, shape: [tokens, columns] }, { dtype: floats[1]!, shape: [columns] }]
-    : [
-      { dtype: "u32", shape: [tokens, columns / 4] },
-      { dtype: "f32", shape: [tokens, columns / activationBlock, 2] },
-    ];
-  return [...activations, ...weightTensorTypes(params.format, rows, columns)];
-}
-
 /** Takes a product's inputs apart: activations, then the weight's tensors. Throws errors that name the shapes. */
 function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
-  const { format, gate = false, norm, quantise = false } = params;
+  const { format, gate = false, source, quantise = false } = params;
   if (!hasInt8Form(format)) {
     throw new Error(
       `Cannot multiply int8 activations by ${formatName(format)}: weights of 4 and 8 bits have this product`,
     );
   }
-  const [x, scales, first] = inputs;
-  if (!x || !scales || !first || x.shape.length !== 2 || first.shape.length !== 2) {
+  const given = [...codeTypes(source, inputs), ...inputs.slice(activationInputs(source))];
+  const [codes, scales, first] = given;
+  if (!codes || !scales || !first || codes.shape.length !== 2 || first.shape.length !== 2) {
     const shapes = inputs.map((input) => formatShape(input.shape)).join(" by ");
     throw new Error(
       `Cannot multiply ${shapes}: takes codes and scales of activations, then codes and scales of a weight`,
     );
   }
-  const [tokens, width] = x.shape as [Dim, number], columns = norm ? width : 4 * width, rows = first.shape[0] as number;
-  inputTypes(params, tokens, rows, columns, [x.dtype, scales.dtype]).forEach((type, i) => {
-    const given = inputs[i];
-    if (given?.dtype === type.dtype && formatShape(given.shape) === formatShape(type.shape)) return;
-    const found = given ? `${given.dtype} ${formatShape(given.shape)}` : "missing";
+  const [tokens, words] = codes.shape as [Dim, number], columns = 4 * words, rows = first.shape[0] as number;
+  const wanted: TensorType[] = [
+    { dtype: "u32", shape: [tokens, words] },
+    { dtype: "f32", shape: [tokens, columns / activationBlock, 2] },
+    ...weightTensorTypes(format, rows, columns),
+  ];
+  wanted.forEach((type, i) => {
+    if (given[i]?.dtype === type.dtype && formatShape(given[i].shape) === formatShape(type.shape)) return;
+    const found = given[i] ? `${given[i].dtype} ${formatShape(given[i].shape)}` : "missing";
     throw new Error(
       `Cannot multiply int8 activations ${formatShape([tokens, columns])} by a weight of ${rows} rows: ` +
         `input ${i} has to be ${type.dtype} ${formatShape(type.shape)}, not ${found}`,
@@ -104,7 +84,8 @@ function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
   if (quantise && !(gate && rows % (2 * activationBlock) === 0)) {
     throw new Error(`Cannot store the outputs of weight [${rows}, ${columns}] in codes: gated blocks of 32 can be`);
   }
-  return { format, tokens, rows, columns, outputs: gate ? rows / 2 : rows, gate, eps: norm?.eps, quantise };
+  const outputs = gate ? rows / 2 : rows;
+  return { format, tokens, rows, columns, outputs, gate, source, quantise, types: inputs };
 }
 
 /** Codes of activations as numbers, columns in their natural order. */
@@ -139,17 +120,16 @@ export function int8Terms(
 
 /** The plain definition, in float64. */
 function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
-  const { params: { norm, quantise, ...plain } } = call, [x, second, ...weight] = inputs;
-  if (norm) {
-    const normed = rmsNormKernel.reference({ ...call, params: norm }, [x!, second!]);
-    const { codes, scales } = quantiseActivations(normed[0]!),
-      { tokens, rows, columns } = sizesOf(call.inputs, call.params);
-    const types = inputTypes(plain, tokens, rows, columns, []), params = { ...plain, ...(quantise && { quantise }) };
-    return reference({ ...call, params, inputs: types }, [codes, scales, ...weight]);
-  }
+  const { params: { source, quantise, ...plain } } = call;
   if (quantise) {
-    const { codes, scales } = quantiseActivations(reference({ ...call, params: plain }, inputs)[0]!);
+    const params = { ...plain, ...(source && { source }) };
+    const { codes, scales } = quantiseActivations(reference({ ...call, params }, inputs)[0]!);
     return [Float64Array.from(codes), scales];
+  }
+  if (source) {
+    const count = activationInputs(source), types = [...codeTypes(source, call.inputs), ...call.inputs.slice(count)];
+    const codes = codesReference(source, call.inputs, inputs);
+    return reference({ ...call, params: plain, inputs: types }, [...codes, ...inputs.slice(count)]);
   }
   const { rows, columns, outputs, gate } = sizesOf(call.inputs, call.params);
   const y = new Float64Array(4 * inputs[0]!.length / columns * rows);
@@ -169,8 +149,8 @@ function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<numb
  */
 export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = int8Form): Kernel<Int8Params> {
   const sized = (call: KernelCall<Int8Params>, caps: Caps): { product: Sizes; form: Int8Form } => {
-    const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, eps, quantise } = product;
-    const maxTokens = eps === undefined ? maxOf(tokens) : 1;
+    const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, source, quantise } = product;
+    const maxTokens = source ? 1 : maxOf(tokens);
     return { product, form: choose(caps, { maxTokens, rows, columns, ...(quantise && { blocks: true }) }) };
   };
   const kernel: Kernel<Int8Params> = {
@@ -204,26 +184,18 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
     slots: ["elementwise", "siluGate"],
     withSiluGate: (params) => params.gate ? undefined : { ...params, gate: true },
     withQuantise32(inputs, params) {
-      const rows = inputs[2]!.shape[0] as number, quantised = { ...params, quantise: true };
+      const first = inputs[activationInputs(params.source)]!, rows = first.shape[0] as number;
+      const quantised = { ...params, quantise: true };
       const fits = rows % (2 * activationBlock) === 0 && hasBlocksForm(maxOf(inputs[0]!.shape[0]!));
       return params.gate && fits && !params.quantise ? kernelNode(kernel, inputs, quantised) : undefined;
     },
     absorb(inputs, params, context) {
-      const norm = normOf(inputs, context), [, , ...weight] = inputs;
-      return norm && kernelNode(kernel, [...norm.src, ...weight], { ...params, norm: norm.params as RmsNormParams });
+      const made = params.source ? undefined : sourceOf(inputs, context);
+      if (!made) return undefined;
+      return kernelNode(kernel, [...made.inputs, ...inputs.slice(2)], { ...params, source: made.source });
     },
   };
   return kernel;
-}
-
-/** The norm that a product had better do itself: for one token a dispatch costs more than every workgroup's doing it. */
-function normOf(
-  [codes, scales, first]: readonly Node[],
-  { readers }: RewriteContext,
-): Node & { op: "kernel" } | undefined {
-  if (codes?.op !== "kernel" || codes.kernel !== rmsNormQuantise32Kernel as Kernel<unknown>) return undefined;
-  if (maxOf(codes.shape[0]!) !== 1 || readers(codes) !== 2 || readers(scales!) !== 1) return undefined;
-  return first!.shape[0] as number <= mostNormedRows ? codes : undefined;
 }
 
 /** The int8 product in the form that `int8_variants.ts` picks. */

@@ -7,7 +7,7 @@
 import type { Caps } from "../tensor/kernel.ts";
 import { int8Kernel, int8Matmul, type Int8Params, int8Terms } from "./int8_matmul.ts";
 import type { Int8Form, Int8Size, RowsForm, TileForm } from "./int8_variants.ts";
-import { rmsNormKernel } from "./norm.ts";
+import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { quantiseActivations } from "./quantise.ts";
 import { normCall } from "./quantise_cases.ts";
 import { groupSizes } from "./quantised_reference.ts";
@@ -24,7 +24,7 @@ export function int8Call(
   random: Random,
   weight: typeof randomWeight = randomWeight,
 ): CaseCall<Int8Params> {
-  if (params.norm) {
+  if (params.source) {
     const { inputs } = normCall(tokens, columns, random);
     return { params, inputs: [...inputs, ...weight(params.format, rows, columns, random)] };
   }
@@ -41,10 +41,13 @@ export function int8Call(
 
 /** The same call with activations in codes. */
 function inCodes(call: CaseCall<Int8Params>): CaseCall<Int8Params> {
-  const { norm, ...params } = call.params, [x, weight, ...rest] = call.inputs;
-  if (!norm) return call;
+  const { source, ...params } = call.params, [x, weight, ...rest] = call.inputs;
+  if (!source) return call;
   const [tokens, columns] = x!.shape as [number, number];
-  const normed = rmsNormKernel.reference({ params: norm, inputs: [x!, weight!], outputs: [] }, [x!.data, weight!.data]);
+  const normed = rmsNormKernel.reference(
+    { params: source.params as RmsNormParams, inputs: [x!, weight!], outputs: [] },
+    [x!.data, weight!.data],
+  );
   const { codes, scales } = quantiseActivations(normed[0]!);
   return {
     params,
@@ -65,7 +68,7 @@ function int8Tolerance(given: CaseCall<Int8Params>): Float64Array {
     magnitudes[output]! += Math.abs(product) + Math.abs(bias);
   });
   // The sum of squares rounds once a column, of which half reaches its root.
-  const norming = given.params.norm ? columns / 4 + 8 : 0;
+  const norming = given.params.source ? columns / 4 + 8 : 0;
   const errors = magnitudes.map((magnitude) => (columns / 16 + 8 + norming) * 2 ** -24 * magnitude + 1e-30);
   if (!call.params.gate) return errors;
   // |silu'| is at most 1.1 and |silu(v)| at most |v|; exp is good to 4e-6.
@@ -186,14 +189,15 @@ const gated = ([4, 8] as const).flatMap((bits) => {
 
 /** Products that normalise and quantise their activations. */
 const normed = ([4, 8] as const).flatMap((bits) => {
-  const format: AffineFormat = { kind: "affine", bits, groupSize: 64, scales: "f16" }, norm = { eps: 1e-6 };
+  const format: AffineFormat = { kind: "affine", bits, groupSize: 64, scales: "f16" },
+    source = { kind: "norm", params: { eps: 1e-6 } } as const;
   const shape = (random: Random): Shape => [random.integer(1, 3), 2 * random.integer(1, 50), columns(64, random)];
   return [
-    int8Case("normed", { format, norm }, shape),
-    int8Case("normed and gated, long rows", { format, norm, gate: true }, (random) => {
+    int8Case("normed", { format, source }, shape),
+    int8Case("normed and gated, long rows", { format, source, gate: true }, (random) => {
       return [1, 2 * random.integer(1, 20), 64 * random.integer(20, 40)];
     }),
-    int8Case("form: slices, normed", { format, norm }, shape, named(rows(1, 4, 4, 4, 2))),
+    int8Case("form: slices, normed", { format, source }, shape, named(rows(1, 4, 4, 4, 2))),
   ];
 });
 

@@ -1,11 +1,13 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { openDevice } from "../tensor/device.ts";
+import { Device, openDevice } from "../tensor/device.ts";
 import { Sym } from "../tensor/dim.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import { buffer, input, map, slice } from "../tensor/node.ts";
 import { compile } from "../tensor/program.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
+import { attentionCall } from "./attention_cases.ts";
+import { decodeAttention } from "./decode_attention.ts";
 import { fastLinear, int8Kernel, int8Linear, int8Matmul } from "./int8_matmul.ts";
 import { cases, int8Call } from "./int8_matmul_cases.ts";
 import { int8Form } from "./int8_variants.ts";
@@ -125,4 +127,33 @@ Deno.test("weights without an int8 product go the exact way, and are refused whe
     "Cannot multiply int8 activations by affine 3 bits",
   );
   assertThrows(() => quantise32(input("x", "f32", [3, 40])), Error, "Cannot quantise [3, 40]");
+});
+
+Deno.test("a product that merges attention's tiles has the bits of one that is given codes", async () => {
+  const setting = { kvHeads: 2, group: 7, headDim: 64, blockSize: 16, pool: "f16", padding: 0 } as const;
+  for (const disable of [[], ["subgroups"]] as const) {
+    const device = await openDevice({ disable }),
+      asGpu = new Device(device.gpu, device.info, gpuCaps(device.caps), Infinity, true);
+    for (const context of [1, 129, 700]) {
+      const call = attentionCall({ ...setting, sequences: [[1, context]] }, seededRandom(context));
+      const { weight, release } = weightOf(70, 896, 5);
+      const storages = call.inputs.map((i, n) => new Storage(i.dtype, i.shape, i.data.slice(), `input ${n}`));
+      const results = [];
+      for (const [options, dispatches] of [[{}, 2], [{ rules: [] }, 4]] as const) {
+        using program = compile(asGpu, () => {
+          const [q, keys, values, queryStart, contextLens, blockTables] = storages.map((storage) => buffer(storage));
+          const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
+          const { blockSize, scale } = call.params;
+          return fastLinear(decodeAttention(q!, keys!, values!, batch, { blockSize, scale }), weight);
+        }, options);
+        assertEquals(program.dispatchCount, dispatches);
+        program.run();
+        results.push(await program.read(0));
+      }
+      assertEquals(results[0], results[1], `context ${context}`);
+      storages.forEach((storage) => storage.release());
+      release();
+    }
+    device.close();
+  }
 });

@@ -8,10 +8,11 @@
  * @module
  */
 import { siluGateFunction } from "./activation.ts";
-import type { Caps, KernelSource, Port } from "../tensor/kernel.ts";
+import type { Caps, KernelSource } from "../tensor/kernel.ts";
 import type { RowsForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
-import { blockFunctions, normaliseDeclarations, normaliseWgsl, quantiseOctet } from "./quantise_wgsl.ts";
+import { type Activations, activationsOf } from "./int8_activations.ts";
+import { blockFunctions, quantiseOctet } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
 /** Outputs of a team for each token. */
@@ -54,8 +55,8 @@ function prologue(product: Int8Product, form: RowsForm, weight: Int8Weight): str
     );
   }
   for (const m of indices(tokens)) {
-    // Activations that the workgroup has normalised are its own.
-    const token = product.eps === undefined ? `min(token0 + ${m}u, tokens - 1u) * ${blocks}u` : "0u";
+    // Activations that the workgroup has made are its own.
+    const token = product.source === undefined ? `min(token0 + ${m}u, tokens - 1u) * ${blocks}u` : "0u";
     lines.push(`let x_${m} = ${token};`);
   }
   return lines.join("\n") + "\n" + eachSum(form, (name) => `var ${name} = 0.0;`) + "\n";
@@ -239,57 +240,21 @@ function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: str
   };
 }
 
-/** Where a product's activations are read from. */
-interface Activations {
-  readonly ports: readonly Port[];
-  readonly declarations: string;
-  /** Waits for nothing; comes first. */
-  readonly loads: string;
-  /** Ends with a barrier where it does anything. */
-  readonly rest: string;
-}
-
-/** Activations in codes from memory, or normalised and quantised into workgroup memory, under the same names. */
-function activationsOf({ columns, eps }: Int8Product, form: RowsForm, caps: Caps): Activations {
-  if (eps === undefined) {
-    return {
-      ports: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }],
-      declarations: "",
-      loads: "",
-      rest: "",
-    };
-  }
-  const lanes = threadsOf(form), store = { codes: "keep_codes", scales: "keep_scales" };
-  const text = { columns, lanes, eps, from: `workgroup.x * ${columns / 8}u`, to: "0u", store };
-  const { loads, rest } = normaliseWgsl(text, caps);
-  return {
-    ports: [{ name: "x", width: 4 }, { name: "weight", width: 4 }],
-    declarations: `${normaliseDeclarations(lanes)}var<workgroup> own_codes: array<vec2u, ${columns / 8}>;
-var<workgroup> own_scales: array<vec2f, ${columns / 32}>;
-fn keep_codes(at: u32, words: vec2u) { own_codes[at] = words; }
-fn keep_scales(at: u32, scale: vec2f) { own_scales[at] = scale; }
-fn codes(at: u32) -> vec4u { return vec4u(own_codes[2u * at], own_codes[2u * at + 1u]); }
-fn scales(at: u32) -> vec2f { return own_scales[at]; }
-`,
-    loads,
-    rest: `${rest}\nworkgroupBarrier();\n`,
-  };
-}
-
 /** The WGSL of a product in this form. */
 export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): KernelSource {
-  const weight = int8Weight(product.format, product.columns, caps), { gate, quantise, eps } = product;
-  const end = epilogue(product, form, caps), activations = activationsOf(product, form, caps);
+  const weight = int8Weight(product.format, product.columns, caps), { gate, quantise, source, types } = product;
+  const end = epilogue(product, form, caps), threads = threadsOf(form);
+  const activations = activationsOf(source, types, product.columns, threads, caps);
   const finished = quantise
     ? `var<workgroup> finished: array<f32, ${rowsOutputs(product, form) * form.tokens}>;\n`
     : "";
   return {
     inputs: [...activations.ports, ...weight.ports],
     outputs: quantise ? [{ name: "y_codes", width: 2 }, { name: "y_scales", width: 2 }] : [{ name: "y" }],
-    workgroupSize: [threadsOf(form), 1, 1],
+    workgroupSize: [threads, 1, 1],
     subgroups: caps.subgroups,
     declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
-      (quantise || eps !== undefined ? blockFunctions(threadsOf(form), caps) : "") +
+      (quantise || source ? blockFunctions(threads, caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
     main: prologue(product, form, weight) + columnsText(product, form, weight, activations) + end.text,
   };

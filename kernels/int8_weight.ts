@@ -9,7 +9,8 @@
  * @module
  */
 import { float16Value } from "../tensor/dtype.ts";
-import type { Caps, Port } from "../tensor/kernel.ts";
+import type { Caps, Port, TensorType } from "../tensor/kernel.ts";
+import type { Int8Source } from "./int8_activations.ts";
 import type { AffineFormat } from "./weight_format.ts";
 
 /** How a product reads a weight. Names of WGSL variables are given without their component. */
@@ -140,8 +141,10 @@ export interface Int8Product {
   readonly outputs: number;
   /** Whether the rows' halves are joined. */
   readonly gate: boolean;
-  /** Epsilon of the RMSNorm that activations pass on their way to codes, by every workgroup; or they come in codes. */
-  readonly eps: number | undefined;
+  /** What makes the codes of the activations, in every workgroup; or they come in codes. */
+  readonly source: Int8Source | undefined;
+  /** Types of the inputs. */
+  readonly types: readonly TensorType[];
   /** Whether outputs are stored in codes and scales. */
   readonly quantise: boolean;
 }
