@@ -1,0 +1,53 @@
+/**
+ * A bench's results: lines of JSON, on standard output and in a file, each with the device, the date and the command that
+ * measured it.
+ *
+ * @module
+ */
+
+/** What every result has. */
+export interface Result {
+  /** Which bench. */
+  readonly bench: string;
+  /** The device's name. */
+  readonly device: string;
+  /** When: ISO 8601. */
+  readonly date: string;
+  /** The command line, without the program before the bench. */
+  readonly command: string;
+}
+
+/** Where a bench's results go. */
+export class Results<T extends Result> {
+  readonly all: T[] = [];
+  readonly #head: Result;
+  readonly #path: string | undefined;
+
+  /** @param path A file that lines are added to, besides standard output. */
+  constructor(bench: string, device: string, args: readonly string[], path?: string) {
+    const command = `deno task bench:${bench}${args.map((arg) => ` ${arg}`).join("")}`;
+    this.#head = { bench, device, date: new Date().toISOString().slice(0, 19) + "Z", command };
+    this.#path = path;
+  }
+
+  /** Takes a result: a line of JSON at once, so that a run that is cut off keeps what it has. */
+  add(measured: Omit<T, keyof Result>): T {
+    const result = { ...this.#head, ...measured } as T;
+    const line = JSON.stringify(result, rounded);
+    console.log(line);
+    if (this.#path !== undefined) Deno.writeTextFileSync(this.#path, `${line}\n`, { append: true });
+    this.all.push(result);
+    return result;
+  }
+}
+
+/** Five digits are more than any clock gives. */
+function rounded(_key: string, value: unknown): unknown {
+  return typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(5)) : value;
+}
+
+/** Reads the lines of a file of results. */
+export async function readResults(path: string): Promise<Record<string, unknown>[]> {
+  const text = await Deno.readTextFile(path);
+  return text.split("\n").filter((line) => line.startsWith("{")).map((line) => JSON.parse(line));
+}

@@ -1,0 +1,96 @@
+/**
+ * Times serving: a real engine over random 4-bit weights replays seeded traffic. Usage:
+ *
+ *     deno task bench:serve [0.5b] [--precision=fast] [--workload=nano,random,shared-prefix] [--rate=inf] [--requests=256]
+ *         [--decode=1,8,32,64,256 --context=512 --steps=128] [--interference=16,8192]
+ *         [--scale=1] [--max-num-seqs=256] [--max-num-batched-tokens=512] [--pool=TOKENS] [--no-prefix-cache]
+ *         [--seconds=300] [--seed=0] [--out=bench/results/FILE.jsonl]
+ *
+ * `--decode` times decoding alone, that many sequences at once; `--interference` times how long running sequences wait for
+ * their tokens while a long prompt is read. What is not asked for is not run; without any of the three all are. A line of JSON for
+ * each on standard output and in `--out`, tables on standard error, and beside `--out` plots.
+ *
+ * @module
+ */
+import { openDevice } from "../tensor/mod.ts";
+import { BenchArguments } from "./arguments.ts";
+import { Results } from "./result.ts";
+import { plotServing } from "./serve_plot.ts";
+import { decodeTable, interferenceTable, trafficTable } from "./serve_report.ts";
+import { type ServeOptions, type ServeResult, timeDecode, timeInterference, timeTraffic } from "./serve_timing.ts";
+import { shapeNames } from "./shapes.ts";
+import { type WorkloadName, workloadNames } from "./workload.ts";
+
+/** What is run. */
+interface Plan {
+  readonly workloads: readonly WorkloadName[];
+  readonly batches: readonly number[];
+  /** Sequences that run, and tokens of the prompt that comes. */
+  readonly interference: readonly number[];
+}
+
+function planOf(flags: BenchArguments, cpu: boolean): Plan {
+  const all = !["workload", "decode", "interference"].some((name) => flags.has(name));
+  const defaults = cpu ? { batches: [1, 8], interference: [8, 512] } : {
+    batches: [1, 8, 32, 64, 256],
+    interference: [16, 8192],
+  };
+  const names = flags.text("workload", all ? workloadNames.join(",") : "").split(",").filter((name) => name !== "");
+  const workloads = names.map((name) => {
+    const workload = workloadNames.find((known) => known === name);
+    if (workload === undefined) throw new Error(`--workload=${name}: give ${workloadNames.join(", ")}`);
+    return workload;
+  });
+  return {
+    workloads,
+    batches: flags.numbers("decode", all || flags.has("decode") ? defaults.batches : []),
+    interference: flags.numbers("interference", all || flags.has("interference") ? defaults.interference : []),
+  };
+}
+
+function optionsOf(flags: BenchArguments, cpu: boolean): ServeOptions {
+  const maxNumSeqs = flags.number("max-num-seqs", cpu ? 16 : 256);
+  const shape = shapeNames.find((name) => flags.words.includes(name)) ?? (cpu ? "stories" : "0.5b");
+  return {
+    shape,
+    precision: flags.choice("precision", cpu ? ["exact", "fast"] : ["fast", "exact"]),
+    context: flags.number("context", cpu ? 64 : 512),
+    steps: flags.number("steps", cpu ? 16 : 128),
+    scale: flags.number("scale", cpu ? 1 / 16 : 1),
+    requests: flags.has("requests") ? flags.number("requests", 0) : cpu ? 16 : undefined,
+    rate: flags.number("rate", Infinity),
+    seed: flags.number("seed", 0),
+    maxNumSeqs,
+    maxNumBatchedTokens: flags.number("max-num-batched-tokens", 512),
+    poolTokens: flags.has("pool") ? flags.number("pool", 0) : undefined,
+    prefixCache: !flags.has("no-prefix-cache"),
+  };
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const flags = new BenchArguments(args);
+  const device = await openDevice();
+  const options = optionsOf(flags, device.caps.cpu), plan = planOf(flags, device.caps.cpu);
+  const out = flags.text("out"), seconds = flags.number("seconds", 300);
+  flags.check(shapeNames);
+  const results = new Results<ServeResult>("serve", device.info.description, args, out);
+  const end = performance.now() + 1000 * seconds;
+  const work = [
+    ...plan.batches.map((batch) => () => timeDecode(device, options, batch)),
+    ...(plan.interference.length > 0 ? [() => timeInterference(device, options, plan.interference)] : []),
+    ...plan.workloads.map((workload) => () => timeTraffic(device, options, workload)),
+  ];
+  for (const [index, measure] of work.entries()) {
+    if (performance.now() > end) {
+      console.error(`${work.length - index} of ${work.length} were not run: ${seconds} seconds are over (--seconds)`);
+      break;
+    }
+    results.add(await measure());
+  }
+  device.close();
+  const tables = [decodeTable(results.all), interferenceTable(results.all), trafficTable(results.all)];
+  console.error(tables.filter((table) => table !== "").join("\n\n"));
+  if (out !== undefined) await plotServing(out.replace(/\.jsonl$/, ""), results.all);
+}
+
+if (import.meta.main) await main(Deno.args);

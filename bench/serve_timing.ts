@@ -1,0 +1,279 @@
+/**
+ * What `bench:serve` measures: decoding at fixed batch sizes, what a long prompt does to running sequences, and traffic.
+ *
+ * @module
+ */
+import { seededRandom } from "../kernels/random.ts";
+import type { Precision } from "../model/decoder.ts";
+import type { EngineClient } from "../serving/engine_types.ts";
+import type { Device } from "../tensor/mod.ts";
+import type { Result } from "./result.ts";
+import { type BenchEngineOptions, BLOCK, openBenchEngine } from "./serve_engine.ts";
+import {
+  interTokenLatencies,
+  latencies,
+  occupancy,
+  outputTokens,
+  type Replay,
+  replay,
+  steadyRate,
+  submit,
+  timePerOutputToken,
+  type Trace,
+} from "./serve_replay.ts";
+import { shapeConfig, type ShapeName } from "./shapes.ts";
+import { cumulative, median, summarise, type Summary } from "./statistics.ts";
+import { longestRequest, makeWorkload, randomPrompt, type WorkloadName } from "./workload.ts";
+
+/** How serving is timed. */
+export interface ServeOptions {
+  readonly shape: ShapeName;
+  readonly precision: Precision;
+  /** Tokens of a sequence in the middle of the decoding that is timed. */
+  readonly context: number;
+  /** Decode steps that are timed. */
+  readonly steps: number;
+  /** Factor on the lengths of workloads. */
+  readonly scale: number;
+  /** Requests of a workload; its own number unless given. */
+  readonly requests: number | undefined;
+  /** Requests a second. */
+  readonly rate: number;
+  readonly seed: number;
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  /** Tokens that the pool holds; as many as the sequences come to, in memory that a GPU has, unless given. */
+  readonly poolTokens: number | undefined;
+  readonly prefixCache: boolean;
+}
+
+/** What every measurement says of the engine. */
+interface EngineFigures {
+  readonly shape: ShapeName;
+  readonly precision: Precision;
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  readonly poolTokens: number;
+  /** Milliseconds of the CPU that scheduling a step takes, in the mean. */
+  readonly schedulingMs: number;
+  readonly preemptions: number;
+  /** Most bytes on the device. */
+  readonly peakBytes: number;
+}
+
+/** Decoding at a fixed batch size. */
+export interface DecodeResult extends Result, EngineFigures {
+  readonly kind: "decode";
+  readonly batch: number;
+  readonly context: number;
+  readonly tokensPerSecond: number;
+  /** Milliseconds of a step. */
+  readonly stepMs: number;
+  /** Milliseconds that were timed. */
+  readonly milliseconds: number;
+}
+
+/** What a long prompt does to running sequences. */
+export interface InterferenceResult extends Result, EngineFigures {
+  readonly kind: "interference";
+  readonly batch: number;
+  readonly promptTokens: number;
+  /** Milliseconds between outputs, before the prompt comes. */
+  readonly quiet: Summary;
+  /** The same while it is read. */
+  readonly busy: Summary;
+  /** Milliseconds a token, before the prompt comes. */
+  readonly quietTokenMs: number;
+  /** p99 between outputs while it is read, by the median before. */
+  readonly ratio: number;
+  /** Milliseconds until the prompt's own first token. */
+  readonly firstTokenMs: number;
+}
+
+/** A workload. */
+export interface TrafficResult extends Result, EngineFigures {
+  readonly kind: "traffic";
+  readonly workload: WorkloadName;
+  readonly scale: number;
+  /** Requests a second that came; null where all came at once. */
+  readonly rate: number | null;
+  readonly requests: number;
+  readonly seconds: number;
+  readonly requestsPerSecond: number;
+  readonly outputTokensPerSecond: number;
+  /** Prompts counted in. */
+  readonly totalTokensPerSecond: number;
+  readonly steps: number;
+  readonly prefixHits: number;
+  readonly prefixMisses: number;
+  readonly running: Summary;
+  readonly waiting: Summary;
+  readonly kv: Summary;
+  readonly ttft: Summary;
+  readonly tpot: Summary;
+  readonly itl: Summary;
+  /** Points of the distributions, for plots. */
+  readonly distributions: Readonly<Record<"ttft" | "tpot" | "itl", readonly (readonly [number, number])[]>>;
+}
+
+/** A line of results. */
+export type ServeResult = DecodeResult | InterferenceResult | TrafficResult;
+
+type Measured<T> = Omit<T, keyof Result>;
+
+/** Bytes of keys and values that are asked for at most, unless told otherwise. */
+const MOST_POOL = { cpu: 2 ** 29, gpu: 2 ** 35 };
+
+/** Tokens that a request generates before anything is timed: programs are compiled and clocks are up then. */
+const WARM_TOKENS = 8;
+
+/** Times decoding of `batch` sequences at once. */
+export async function timeDecode(
+  device: Device,
+  options: ServeOptions,
+  batch: number,
+): Promise<Measured<DecodeResult>> {
+  const { context, steps } = options;
+  // Prompts are read one after the other, within the budget of a step, and who was read first decodes meanwhile.
+  const reading = Math.ceil(batch * context / options.maxNumBatchedTokens);
+  const length = Math.max(1, context - Math.ceil((reading + steps) / 2)), maxTokens = reading + 2 * steps;
+  const size = { maxNumSeqs: batch, contextLength: length + maxTokens };
+  return await withEngine(device, { ...options, prefixCache: false }, size, async (engine, figures) => {
+    const random = seededRandom(options.seed), { vocabSize } = shapeConfig(options.shape);
+    const requests = Array.from({ length: batch }, () => {
+      return { arrivalMs: 0, prompt: randomPrompt(random, length, vocabSize), maxTokens };
+    });
+    const { traces } = await replay(engine, requests);
+    const { tokensPerSecond, milliseconds } = steadyRate(traces);
+    const stepMs = 1000 * batch / tokensPerSecond;
+    return { kind: "decode", ...figures(), batch, context, tokensPerSecond, stepMs, milliseconds };
+  });
+}
+
+/** Times how long running sequences wait for tokens while a long prompt is read. */
+export async function timeInterference(
+  device: Device,
+  options: ServeOptions,
+  [batch = 16, promptTokens = 8192]: readonly number[],
+): Promise<Measured<InterferenceResult>> {
+  const { context, steps } = options;
+  const reading = Math.ceil((batch * context + promptTokens) / (options.maxNumBatchedTokens - batch));
+  const length = Math.max(1, context - steps), maxTokens = 4 * steps + 3 * reading;
+  const contextLength = Math.max(length + maxTokens, promptTokens + WARM_TOKENS);
+  const size = {
+    maxNumSeqs: batch + 1,
+    contextLength,
+    poolTokens: batch * inBlocks(length + maxTokens) + inBlocks(promptTokens),
+  };
+  return await withEngine(device, { ...options, prefixCache: false }, size, async (engine, figures) => {
+    const random = seededRandom(options.seed), { vocabSize } = shapeConfig(options.shape);
+    const prompt = (tokens: number): number[] => randomPrompt(random, tokens, vocabSize);
+    const running = Array.from({ length: batch }, () => submit(engine, { prompt: prompt(length), maxTokens }));
+    await until(() => running.every(({ trace }) => outputTokens(trace) > steps));
+    const long = { prompt: prompt(promptTokens), maxTokens: 1 };
+    const trace = await submit(engine, long).done;
+    const from = trace.arrived, to = trace.outputs[0]![0];
+    const traces = await Promise.all(running.map(({ done }) => done));
+    const decoding = Math.max(...traces.map(({ outputs }) => outputs[0]![0]));
+    const quiet = traces.map((trace) => between(trace, decoding, from));
+    const busy = traces.map((trace) => between(trace, from, to)).flatMap(interTokenLatencies);
+    return {
+      kind: "interference",
+      ...figures(),
+      batch,
+      promptTokens,
+      ...interference(quiet, busy),
+      firstTokenMs: to - from,
+    };
+  });
+}
+
+/** The outputs that came in a span of time. */
+function between({ arrived, outputs }: Trace, from: number, to: number): Trace {
+  return { arrived, outputs: outputs.filter(([at]) => at >= from && at <= to) };
+}
+
+function interference(
+  quietTraces: readonly Trace[],
+  busyGaps: readonly number[],
+): Pick<InterferenceResult, "quiet" | "busy" | "quietTokenMs" | "ratio"> {
+  const quiet = summarise(quietTraces.flatMap(interTokenLatencies)), busy = summarise(busyGaps);
+  const quietTokenMs = median(quietTraces.map(timePerOutputToken).filter((value) => value !== undefined));
+  return { quiet, busy, quietTokenMs, ratio: busy.p99 / quiet.p50 };
+}
+
+/** Replays a workload. */
+export async function timeTraffic(
+  device: Device,
+  options: ServeOptions,
+  name: WorkloadName,
+): Promise<Measured<TrafficResult>> {
+  const { vocabSize } = shapeConfig(options.shape), { scale, rate, seed, requests: count } = options;
+  const workload = makeWorkload(name, { seed, scale, rate, vocabSize, requests: count });
+  const size = { maxNumSeqs: options.maxNumSeqs, contextLength: longestRequest(workload) };
+  return await withEngine(device, options, size, async (engine, figures) => {
+    const replayed = await replay(engine, workload.requests);
+    const { seconds, traces, counts, samples } = replayed;
+    const output = traces.reduce((sum, trace) => sum + outputTokens(trace), 0);
+    const prompts = workload.requests.reduce((sum, { prompt }) => sum + prompt.length, 0);
+    return {
+      ...{ kind: "traffic", ...figures(), workload: name, scale, rate: Number.isFinite(rate) ? rate : null },
+      ...{ requests: traces.length, seconds, requestsPerSecond: traces.length / seconds },
+      ...{ outputTokensPerSecond: output / seconds, totalTokensPerSecond: (output + prompts) / seconds },
+      ...{ steps: counts.steps, prefixHits: counts.prefixHits, prefixMisses: counts.prefixMisses },
+      ...occupancy(samples),
+      ...latencySummaries(replayed),
+    };
+  });
+}
+
+/** Waits until something holds, looking every few milliseconds. */
+async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await new Promise((resolve) => setTimeout(resolve, 2));
+}
+
+function latencySummaries(replayed: Replay): Pick<TrafficResult, "ttft" | "tpot" | "itl" | "distributions"> {
+  const { ttft, tpot, itl } = latencies(replayed);
+  const distributions = { ttft: cumulative(ttft), tpot: cumulative(tpot), itl: cumulative(itl) };
+  return { ttft: summarise(ttft), tpot: summarise(tpot), itl: summarise(itl), distributions };
+}
+
+/** Tokens that a sequence takes of a pool: whole blocks, and one to write ahead. */
+function inBlocks(tokens: number): number {
+  return BLOCK * (Math.ceil(tokens / BLOCK) + 1);
+}
+
+/** Makes an engine, warms it up, and frees it whatever happens. */
+async function withEngine<T>(
+  device: Device,
+  options: ServeOptions,
+  size: Pick<BenchEngineOptions, "maxNumSeqs" | "contextLength"> & { readonly poolTokens?: number },
+  measure: (engine: EngineClient, figures: () => EngineFigures) => Promise<T>,
+): Promise<T> {
+  const { shape, precision, maxNumBatchedTokens, prefixCache } = options;
+  const { numKvHeads, headDim, numLayers, vocabSize } = shapeConfig(shape);
+  const most = Math.floor(MOST_POOL[device.caps.cpu ? "cpu" : "gpu"] / (numKvHeads * headDim * numLayers * 4));
+  const poolTokens = options.poolTokens ??
+    Math.min(size.poolTokens ?? size.maxNumSeqs * inBlocks(size.contextLength), most);
+  const { maxNumSeqs, contextLength } = size;
+  const engineOptions = { maxNumSeqs, contextLength, maxNumBatchedTokens: Math.max(maxNumBatchedTokens, maxNumSeqs) };
+  const engine = openBenchEngine(device, { shape, precision, prefixCache, poolTokens, ...engineOptions });
+  try {
+    const random = seededRandom(~options.seed);
+    const tokens = Math.min(WARM_TOKENS, contextLength - 1);
+    const warm = { prompt: randomPrompt(random, 1, vocabSize), maxTokens: tokens };
+    await Promise.all(Array.from({ length: maxNumSeqs }, () => submit(engine, warm).done));
+    const before = engine.stats();
+    const figures = (): EngineFigures => {
+      const { schedulingMs, steps, preemptions, peakBytes } = engine.stats();
+      return {
+        ...{ shape, precision, maxNumSeqs, maxNumBatchedTokens: engineOptions.maxNumBatchedTokens, poolTokens },
+        ...{ preemptions: preemptions - before.preemptions, peakBytes },
+        schedulingMs: (schedulingMs - before.schedulingMs) / Math.max(1, steps - before.steps),
+      };
+    };
+    return await measure(engine, figures);
+  } finally {
+    await engine.close(new Error("The bench is over"));
+  }
+}
