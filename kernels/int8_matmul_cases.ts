@@ -154,6 +154,8 @@ const forms: readonly [string, Int8Form, number][] = [
   ["eight tokens, slices", rows(8, 8, 4, 4, 1), 20],
   ["tiles", tile(32, 32, 4, 1), 70],
   ["sliced tiles", tile(16, 32, 4, 2), 40],
+  ["tiles of wide threads", { ...tile(32, 32, 4, 1), threadRows: 8 }, 70],
+  ["many slices", { ...tile(16, 16, 4, 8), threadRows: 2 }, 40],
 ];
 
 const gpuForms = ([4, 8] as const).flatMap((bits) =>

@@ -10,7 +10,7 @@
  */
 import { siluGateFunction } from "./activation.ts";
 import type { Caps, KernelSource } from "../tensor/kernel.ts";
-import { stageColumns, type TileForm } from "./int8_variants.ts";
+import { joinedSums, stageColumns, type TileForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
 import { indices } from "./unroll.ts";
 
@@ -30,6 +30,13 @@ interface Tile extends TileForm {
   /** Blocks of 32 columns, and vectors of 16 codes, of a stage. */
   readonly blocks: number;
   readonly vectors: number;
+  /**
+   * Whether a stage is two blocks that share each weight row's scale: sums of both meet before that scale multiplies them, in six
+   * float operations an output rather than eight, which is worth 7%: issuing instructions is a tile's limit.
+   */
+  readonly pair: boolean;
+  /** Scales of a token in a stage. */
+  readonly scaleBlocks: number;
   /** Scales of a weight row in a stage. */
   readonly affines: number;
   /** Stages of all columns, and of a slice. */
@@ -41,8 +48,11 @@ function tileOf(product: Int8Product, form: TileForm, caps: Caps): Tile {
   const stage = stageColumns(product.columns), weight = int8Weight(product.format, product.columns, caps);
   const across = form.rows / form.threadRows, down = form.tokens / form.threadTokens;
   const stages = product.columns / stage;
+  const pair = stage === 64 && weight.groupBlocks >= 2;
   return {
     ...form,
+    pair,
+    scaleBlocks: pair ? 1 : stage / 32,
     product,
     weight,
     across,
@@ -58,18 +68,18 @@ function tileOf(product: Int8Product, form: TileForm, caps: Caps): Tile {
 
 /** Workgroup memory. Vectors of codes are padded, so that writes of neighbouring lanes meet different banks. */
 function memory(tile: Tile): string {
-  const { slices, vectors, blocks, affines } = tile;
+  const { slices, vectors, scaleBlocks, affines, pair } = tile;
   const sides = [["Token", tile.threadTokens, tile.down], ["Row", tile.threadRows, tile.across]] as const;
   const structs = sides.map(([name, each, count]) =>
     `struct ${name}Codes { own: array<array<vec4u, ${count}>, ${each}>, padding: array<vec4u, 2> }\n` +
-    `struct ${name}Scales { own: array<array<vec2f, ${count}>, ${each}> }\n`
+    `struct ${name}Scales { own: array<array<${name === "Token" && pair ? "vec4f" : "vec2f"}, ${count}>, ${each}> }\n`
   );
   return structs.join("") +
     `var<workgroup> token_codes: array<TokenCodes, ${slices * vectors}>;\n` +
     `var<workgroup> row_codes: array<RowCodes, ${slices * vectors}>;\n` +
-    `var<workgroup> token_scales: array<TokenScales, ${slices * blocks}>;\n` +
+    `var<workgroup> token_scales: array<TokenScales, ${slices * scaleBlocks}>;\n` +
     `var<workgroup> row_scales: array<RowScales, ${slices * affines}>;\n` +
-    (slices > 1 ? `var<workgroup> partial: array<f32, ${tile.tokens * tile.rows}>;\n` : "");
+    (slices > 1 ? `var<workgroup> partial: array<f32, ${(slices - 1) * tile.threads * joinedSums}>;\n` : "");
 }
 
 /** Weight row of row `at` of the tile, clamped; with a gate the tile's second half holds the partners of the first. */
@@ -78,6 +88,9 @@ function weightRow({ rows, product: { outputs, gate } }: Tile, at: string): stri
   const inHalf = `min(row0 + (${at} & ${rows / 2 - 1}u), ${outputs - 1}u)`;
   return `${inHalf} + select(0u, ${outputs}u, ${at} >= ${rows / 2}u)`;
 }
+
+/** Scales of two blocks of a token, and the sum of both. */
+const scalePair = "fn scale_pair(a: vec2f, b: vec2f) -> vec4f {\n  return vec4f(a.x, b.x, a.y + b.y, 0.0);\n}\n";
 
 /** One load of each kind that a stage takes: what is fetched, and where it is put. `i` counts elements. */
 interface Staging {
@@ -91,7 +104,7 @@ interface Staging {
 }
 
 function stagings(tile: Tile): Staging[] {
-  const { product, weight, vectors, blocks, affines, across, down } = tile;
+  const { product, weight, vectors, blocks, affines, across, down, scaleBlocks, pair } = tile;
   const shift = (count: number): string => `${Math.log2(count)}u`, mask = (count: number): string => `${count - 1}u`;
   const token = (count: number): string => `min(token0 + (i >> ${shift(count)}), tokens - 1u)`;
   const place = (at: string, count: number): string => `own[(${at}) >> ${shift(count)}][(${at}) & ${mask(count)}]`;
@@ -124,12 +137,18 @@ function stagings(tile: Tile): Staging[] {
       },
     },
     {
-      count: tile.tokens * blocks,
-      type: "vec2f",
+      count: tile.tokens * scaleBlocks,
+      type: pair ? "vec4f" : "vec2f",
       name: "token_scales",
-      fetch: `scales(${token(blocks)} * ${totalBlocks}u + stage * ${blocks}u + (i & ${mask(blocks)}))`,
+      fetch: pair
+        ? `scale_pair(scales(${token(1)} * ${totalBlocks}u + stage * 2u), scales(${
+          token(1)
+        } * ${totalBlocks}u + stage * 2u + 1u))`
+        : `scales(${token(blocks)} * ${totalBlocks}u + stage * ${blocks}u + (i & ${mask(blocks)}))`,
       put: (value) =>
-        `token_scales[slice * ${blocks}u + (i & ${mask(blocks)})].${place(`i >> ${shift(blocks)}`, down)} = ${value};`,
+        `token_scales[slice * ${scaleBlocks}u + (i & ${mask(scaleBlocks)})].${
+          place(`i >> ${shift(scaleBlocks)}`, down)
+        } = ${value};`,
     },
     {
       count: tile.rows * affines,
@@ -152,14 +171,13 @@ function eachElement({ threads }: Tile, { count }: Staging, text: (piece: number
   }).join("");
 }
 
-/** One block of 32 columns: integer sums over its two vectors, then one step of the float sums. */
-function blockText(tile: Tile): string {
-  const { blocks, affines, weight, vectors } = tile;
-  const tokens = indices(tile.threadTokens), rows = indices(tile.threadRows);
+/** Integer sums over the two vectors of a block of 32 columns. */
+function dotText(tile: Tile, block: string): string {
+  const { weight, vectors } = tile, tokens = indices(tile.threadTokens), rows = indices(tile.threadRows);
   let text = tokens.flatMap((m) => rows.map((r) => `var dot_${m}_${r}: i32 = ${floatBits};`)).join(" ") + "\n";
   if (weight.offset) text += tokens.map((m) => `var codes_${m} = 0;`).join(" ") + "\n";
   for (const half of [0, 1]) {
-    const at = `slice * ${vectors}u + block * 2u + ${half}u`;
+    const at = `slice * ${vectors}u + ${block} * 2u + ${half}u`;
     text += "{\n" + tokens.map((m) => `let x_${m} = token_codes[${at}].own[${m}][ty];`).join("\n") + "\n";
     if (weight.offset) {
       text += tokens.map((m) => addDots(`codes_${m}`, `x_${m}`, "vec4u(0x01010101u)")).join("\n") + "\n";
@@ -170,28 +188,60 @@ function blockText(tile: Tile): string {
     }
     text += "}\n";
   }
+  return text;
+}
+
+/** The float of an integer sum. */
+function dotValue(tile: Tile, m: number, r: number): string {
+  return sumValue(tile.weight.offset ? `dot_${m}_${r} + (codes_${m} << 7u)` : `dot_${m}_${r}`);
+}
+
+/** One block of 32 columns: integer sums over its two vectors, then one step of the float sums. */
+function blockText(tile: Tile): string {
+  const { blocks, affines } = tile, tokens = indices(tile.threadTokens), rows = indices(tile.threadRows);
+  let text = dotText(tile, "block");
   const group = affines > 1 ? `slice * ${affines}u + block` : "slice";
   text += tokens.map((m) => `let scale_${m} = token_scales[slice * ${blocks}u + block].own[${m}][ty];`).join("\n") +
     "\n";
   for (const r of rows) {
     text += `{ let s = row_scales[${group}].own[${r}][tx];\n` + tokens.map((m) => {
-      const sum = weight.offset ? `dot_${m}_${r} + (codes_${m} << 7u)` : `dot_${m}_${r}`;
-      return `sum_${m}_${r} = fma(s.x * scale_${m}.x, ${sumValue(sum)}, fma(s.y, scale_${m}.y, sum_${m}_${r}));`;
+      return `sum_${m}_${r} = fma(s.x * scale_${m}.x, ${dotValue(tile, m, r)}, fma(s.y, scale_${m}.y, sum_${m}_${r}));`;
     }).join("\n") + "}\n";
   }
-  return text;
+  return `for (var block = 0u; block < ${blocks}u; block++) {\n${text}}\n`;
 }
 
-/** Adds the slices' sums to those of slice 0, one slice after the other. */
+/** Two blocks that share each row's scale: their integer sums meet as floats, which that scale multiplies once. */
+function pairText(tile: Tile): string {
+  const tokens = indices(tile.threadTokens), rows = indices(tile.threadRows);
+  const cells = (text: (m: number, r: number) => string): string =>
+    tokens.flatMap((m) => rows.map((r) => text(m, r))).join("\n") + "\n";
+  const first = cells((m, r) => `both_${m}_${r} = scale_${m}.x * ${dotValue(tile, m, r)};`);
+  const second = cells((m, r) => `both_${m}_${r} = fma(scale_${m}.y, ${dotValue(tile, m, r)}, both_${m}_${r});`);
+  const sums = rows.map((r) =>
+    `{ let s = row_scales[slice].own[${r}][tx];\n` +
+    tokens.map((m) => `sum_${m}_${r} = fma(s.x, both_${m}_${r}, fma(s.y, scale_${m}.z, sum_${m}_${r}));`).join("\n") +
+    "}\n"
+  );
+  return tokens.map((m) => `let scale_${m} = token_scales[slice].own[${m}][ty];\n`).join("") +
+    cells((m, r) => `var both_${m}_${r}: f32;`) +
+    `{\n${dotText(tile, "0u")}${first}}\n{\n${dotText(tile, "1u")}${second}}\n${sums.join("")}`;
+}
+
+/** Adds the slices' sums to those of slice 0, one slice after the other, a few sums at a time: workgroup memory is short. */
 function joinSlices(tile: Tile): string {
-  const cells = (text: (sum: string, at: string) => string): string =>
-    indices(tile.threadTokens).flatMap((m) =>
-      indices(tile.threadRows).map((r) => text(`sum_${m}_${r}`, `own + ${(m * tile.threadRows + r) * tile.threads}u`))
-    ).join(" ");
-  return indices(tile.slices - 1).map((s) =>
-    `if (slice == ${s + 1}u) { ${cells((sum, at) => `partial[${at}] = ${sum};`)} }\nworkgroupBarrier();\n` +
-    `if (slice == 0u) { ${cells((sum, at) => `${sum} += partial[${at}];`)} }\nworkgroupBarrier();\n`
-  ).join("");
+  const { slices, threads } = tile;
+  if (slices === 1) return "";
+  const names = indices(tile.threadTokens).flatMap((m) => indices(tile.threadRows).map((r) => `sum_${m}_${r}`));
+  const at = (s: string, cell: number): string => `partial[${s} * ${joinedSums * threads}u + ${cell * threads}u + own]`;
+  return indices(names.length / joinedSums).map((round) => {
+    const cells = names.slice(round * joinedSums, (round + 1) * joinedSums);
+    return `${round > 0 ? "workgroupBarrier();\n" : ""}if (slice > 0u) { ${
+      cells.map((sum, cell) => `${at("(slice - 1u)", cell)} = ${sum};`).join(" ")
+    } }\nworkgroupBarrier();\nif (slice == 0u) { ${
+      indices(slices - 1).flatMap((s) => cells.map((sum, cell) => `${sum} += ${at(`${s}u`, cell)};`)).join(" ")
+    } }\n`;
+  }).join("");
 }
 
 /** Stores of an invocation; with `whole`, of a tile whose tokens are all there. */
@@ -216,7 +266,7 @@ function stores(tile: Tile, caps: Caps): string {
 }
 
 function main(tile: Tile, caps: Caps): string {
-  const { product, threads, across, blocks, slices } = tile, parts = stagings(tile);
+  const { product, threads, across, slices } = tile, parts = stagings(tile);
   const pieces = parts.flatMap((part) =>
     indices(Math.ceil(part.count / threads)).map((piece) => `var next_${part.name}_${piece}: ${part.type};`)
   );
@@ -225,7 +275,7 @@ function main(tile: Tile, caps: Caps): string {
   const sums = indices(tile.threadTokens).flatMap((m) =>
     indices(tile.threadRows).map((r) => `var sum_${m}_${r} = 0.0;`)
   );
-  const compute = `for (var block = 0u; block < ${blocks}u; block++) {\n${blockText(tile)}}\n`;
+  const compute = tile.pair ? pairText(tile) : blockText(tile);
   const last = slices * tile.sliceStages > tile.stages;
   return `let slice = ${slices === 1 ? "0u" : `lane >> ${Math.log2(threads)}u`};
 let own = lane & ${threads - 1}u;
@@ -245,6 +295,7 @@ if (done + 1u < ${tile.sliceStages}u) { let stage = min(begin + done + 1u, ${til
 ${fetch}}
 ${last ? `if (begin + done < ${tile.stages}u) {\n${compute}}\n` : compute}workgroupBarrier();
 }
+
 ${joinSlices(tile)}${slices > 1 ? `if (slice == 0u) {\n${stores(tile, caps)}}\n` : stores(tile, caps)}`;
 }
 
@@ -255,7 +306,8 @@ export function tilesSource(product: Int8Product, form: TileForm, caps: Caps): K
     inputs: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }, ...tile.weight.ports],
     outputs: [{ name: "y" }],
     workgroupSize: [tile.threads * tile.slices, 1, 1],
-    declarations: tile.weight.declarations + (product.gate ? siluGateFunction : "") + memory(tile),
+    declarations: tile.weight.declarations + (tile.pair ? scalePair : "") + (product.gate ? siluGateFunction : "") +
+      memory(tile),
     main: main(tile, caps),
   };
 }
