@@ -50,9 +50,9 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
   const { rows, heads, kvHeads, headDim } = sizesOf(call), group = heads / kvHeads, { params } = call;
   // Few rows leave processors without work: smaller shares then, though each reads the keys of its own. Figures: an H100.
   const few = maxOf(rows) * kvHeads <= 16;
-  const most = params.headsPerShare ?? (few ? 4 : 8);
+  const most = params.headsPerShare ?? (few ? 1 : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
-  const width = params.width ?? 4;
+  const width = params.width ?? (few ? 2 : 4);
   const wanted = params.lanes ?? (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
   const lanes = Math.max(TILE, Math.min(wanted, caps.maxInvocations - caps.maxInvocations % TILE));
   const splits = lanes / TILE;

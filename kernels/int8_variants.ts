@@ -86,7 +86,9 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm 
   const most = caps.subgroups ? caps.subgroupSize : 32, wide = Math.min(32, most), narrow = Math.min(8, most);
   const long = columns >= 4096;
   if (tokens <= 2) {
-    if (long && rows <= 8192) return { ...form, lanes: wide, groups: 2, slices: 4 };
+    if (long && rows <= 8192) return { ...form, lanes: wide, groups: 1, slices: 8, unroll: 1 };
+    if (columns >= 2048 && rows <= 8192) return { ...form, lanes: wide, groups: 2, slices: 2, unroll: 1 };
+    if (columns >= 2048 && rows <= 65536) return { ...form, rows: 4, lanes: wide, groups: 8, slices: 4, unroll: 1 };
     return { ...form, lanes: wide, groups: 4, slices: 1 };
   }
   if (rows <= 2048) {
