@@ -1,6 +1,7 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
- * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone.
+ * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone. In
+ * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, which adds in another order.
  *
  * @module
  */
@@ -9,6 +10,7 @@ import type { Kernel } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { TILE } from "./attention_layout.ts";
+import { flashAttentionKernel, flashForm } from "./flash_attention.ts";
 import { decodeAttention, isSplit, mergePartials } from "./decode_attention.ts";
 import { ropeAttentionPartials } from "./rope_attention.ts";
 
@@ -22,7 +24,12 @@ export const attendKernel: Kernel<PagedAttentionParams> = {
     const [q, keys, values, queryStart, contextLens, blockTables] = inputs;
     const rows = maxOf(q!.shape[0]!), sequences = maxOf(contextLens!.shape[0]!);
     const capacity = (blockTables!.shape[1] as number) * params.blockSize;
-    if (context.caps.cpu || capacity <= TILE || rows > Math.max(FEW_ROWS, 2 * sequences)) return undefined;
+    if (context.caps.cpu) return undefined;
+    if (rows > Math.max(FEW_ROWS, 2 * sequences)) {
+      const flash = params.fast && flashForm({ inputs }, context.caps);
+      return flash ? kernelNode(flashAttentionKernel, inputs, params) : undefined;
+    }
+    if (capacity <= TILE) return undefined;
     const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
     const joint = isSplit(q!, batch, params.blockSize) && ropeAttentionPartials(inputs, params, context);
     if (joint) return mergePartials(joint, batch, params.scale);

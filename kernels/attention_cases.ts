@@ -1,5 +1,6 @@
 /** Cases of paged attention: mixes of prefill and decode rows, shuffled blocks, padding rows, both layouts. */
 import { float16Bits, float16Value } from "../tensor/dtype.ts";
+import { attendKernel } from "./attend.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import type { CaseCall, CaseInput, KernelCase, Random } from "./spec.ts";
 
@@ -21,6 +22,8 @@ export interface AttentionSetting {
   readonly padding?: number;
   /** Queries that share a workgroup. */
   readonly queries?: NonNullable<PagedAttentionParams["queries"]>;
+  /** Whether keys are added up in the fastest order. */
+  readonly fast?: boolean;
 }
 
 const half = (value: number): number => float16Value(float16Bits(value));
@@ -58,6 +61,7 @@ export function attentionCall(setting: AttentionSetting, random: Random): CaseCa
       blockSize,
       scale: 1 / Math.sqrt(headDim),
       ...(setting.queries === undefined ? {} : { queries: setting.queries }),
+      ...(setting.fast ? { fast: true } : {}),
     },
     inputs: [
       { dtype: "f32", shape: [rows, heads, headDim], data: values(rows * heads * headDim, Math.fround) },
@@ -96,6 +100,15 @@ function tolerance(call: CaseCall<PagedAttentionParams>): number[] {
   return [(call.inputs[0]!.shape[2] as number + 8 + 128) * 2 ** -24];
 }
 
+/**
+ * Queries of wide heads are rounded to f16: a score, of headDim products of size 0.64 over headDim^1/2, errs by 0.64 headDim^1/2 units
+ * of 2^-11 at most, and weights by twice as much relatively.
+ */
+function fastTolerance(call: CaseCall<PagedAttentionParams>): number[] {
+  const headDim = call.inputs[0]!.shape[2] as number;
+  return [tolerance(call)[0]! + (headDim > 64 ? 1.3 * Math.sqrt(headDim) * 2 ** -11 : 0)];
+}
+
 const bench =
   (sequences: AttentionSetting["sequences"], kvHeads: number, group: number, headDim: number) => (random: Random) =>
     attentionCall({ sequences, kvHeads, group, headDim, blockSize: 16, pool: "f16" }, random);
@@ -124,6 +137,16 @@ export const cases: KernelCase<PagedAttentionParams>[] = [
       return attentionCall({ ...randomSetting(random, [16, 24, 64, 128], 30), queries }, random);
     },
     tolerance,
+  },
+  {
+    name: "attention in the fast precision",
+    kernel: attendKernel,
+    random: (random) => {
+      const setting = randomSetting(random, [32, 64, 80, 96, 128], 90);
+      const prompt = [random.integer(40, 90), 90 + random.integer(0, 200)] as const;
+      return attentionCall({ ...setting, sequences: [prompt, ...setting.sequences], pool: "f16", fast: true }, random);
+    },
+    tolerance: fastTolerance,
   },
   {
     name: "paged_attention wide and odd heads",

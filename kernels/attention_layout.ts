@@ -15,6 +15,8 @@ export interface PagedAttentionParams {
   readonly scale: number;
   /** Queries that share a workgroup; chosen by device and batch unless given. It changes speed, never results. */
   readonly queries?: 1 | 2 | 4 | 8;
+  /** Whether a prompt's keys may be added up in the order that is fastest on a GPU (`flash_attention.ts`). */
+  readonly fast?: boolean;
 }
 
 /** Keys of a tile: part of the order of summation, so the same on every device. */

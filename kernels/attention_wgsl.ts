@@ -18,16 +18,16 @@ import {
 import { repeat } from "./unroll.ts";
 
 /**
- * WGSL that finds the workgroup's sequence and rows: `sequence`, `first`, `count` rows, and how many keys the first of
+ * WGSL that finds the sequence and rows of the workgroup number `tile`: `sequence`, `first`, `count` rows, and how many keys the first of
  * them sees. Sequence b has tiles from floor(queryStart[b] / queries) + b on, which leaves room for all its rows and
  * can be searched without a table. Behind the last sequence come the rows that are padding: they see no key.
  */
-function rowsWgsl({ queries }: Layout, { rows, sequences }: Sizes): string {
+export function rowsWgsl(queries: number, { rows, sequences }: Sizes, tile: string): string {
   const shift = Math.log2(queries);
   const tileOf = (b: string) =>
     queries === 1 ? `u32(query_start(${b}))` : `(u32(query_start(${b})) >> ${shift}u) + ${b}`;
   return `
-  let tile = workgroup.z * groups.x + workgroup.x;
+  let tile = ${tile};
   let sequences = ${dimWgsl(sequences)};
   let rows = ${dimWgsl(rows)};
   var sequence = 0u;
@@ -295,7 +295,7 @@ var<workgroup> scores: array<vec4f, ${Math.ceil(lines / 4) * TILE}>;
 var<workgroup> addresses: array<u32, ${TILE}>;
 var<workgroup> tile_maximum: array<f32, ${lines}>;
 ${subgroups > 0 ? `var<workgroup> subgroup_maximum: array<f32, ${lines * subgroups}>;` : ""}`,
-    main: `${rowsWgsl(layout, sizes)}
+    main: `${rowsWgsl(layout.queries, sizes, "workgroup.z * groups.x + workgroup.x")}
   let kv_head = workgroup.y / ${parts}u;
   let first_head = workgroup.y * ${headsPerPart}u;
   let group = ${groups === 1 ? "0u" : `min(lane / ${chunks}u, ${groups - 1}u)`};

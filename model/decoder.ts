@@ -70,7 +70,11 @@ function attention(
       ...(config.qkNorm ? { eps } : {}),
     },
   );
-  return attend(q, keys, values, batch, { blockSize, scale: 1 / Math.sqrt(headDim) });
+  return attend(q, keys, values, batch, {
+    blockSize,
+    scale: 1 / Math.sqrt(headDim),
+    ...(precision === "fast" ? { fast: true } : {}),
+  });
 }
 
 /** silu(gate) * up, where gate and up are the halves of `gateUp`. */
@@ -85,7 +89,7 @@ function swiglu(gateUp: Node, size: number): Node {
  *
  * @param precision `exact` unless given.
  * @param cache Its pools are written: a program made of this updates them at each run.
- * @returns Logits `[rows, vocabulary]` f32 of the batch's `logitRows`.
+ * @returns Logits `[rows, vocabulary]` f32 of the batch's `logitRows`, or of all tokens.
  *
  * @example
  * ```ts
@@ -141,6 +145,6 @@ export function forward(
     const gateUp = project(rmsNorm(x, buffer(layer.mlpNorm), eps), layer.gateUp, precision);
     x = map("add", x, project(swiglu(gateUp, config.intermediateSize), layer.down, precision));
   });
-  const rows = gather(x, batch.logitRows);
+  const rows = batch.logitRows ? gather(x, batch.logitRows) : x;
   return product(rmsNorm(rows, buffer(weights.norm), eps), weights.head, precision);
 }
