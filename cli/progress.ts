@@ -4,7 +4,7 @@
  * @module
  */
 import type { LoadProgress } from "./library.ts";
-import { formatBytes, type Style, styleOf } from "./style.ts";
+import { formatBytes, styleOf } from "./style.ts";
 import type { Terminal } from "./terminal.ts";
 
 const VERBS = { download: "Downloading", load: "Loading" } as const;
@@ -16,20 +16,21 @@ const FRAME_MS = 100;
 /** Lines on standard error that are drawn over, and gone at the end. */
 export class Panel implements AsyncDisposable {
   readonly #terminal: Terminal;
-  readonly #style: Style;
+  readonly #paint: (line: string) => string;
   /** Lines that stand there. */
   #height = 0;
   #pending: Promise<void> = Promise.resolve();
 
-  constructor(terminal: Terminal) {
+  /** @param paint Marks up a line; dim unless given. */
+  constructor(terminal: Terminal, paint: (line: string) => string = styleOf(terminal, terminal.stderr).dim) {
     this.#terminal = terminal;
-    this.#style = styleOf(terminal, terminal.stderr);
+    this.#paint = paint;
   }
 
   /** Puts these lines in place of those before, cut to the terminal's width. */
   draw(lines: readonly string[]): void {
     const width = this.#terminal.columns() - 1;
-    const drawn = lines.map((line) => `\r\x1b[K${this.#style.dim(line.slice(0, width))}`).join("\n");
+    const drawn = lines.map((line) => `\r\x1b[K${this.#paint(line.slice(0, width))}`).join("\n");
     this.#write(this.#toTop() + drawn);
     this.#height = lines.length;
   }

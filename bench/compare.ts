@@ -1,0 +1,133 @@
+/**
+ * Holds two files of results side by side, and marks what moved beyond the noise. Usage:
+ * `deno task bench:compare bench/results/A.jsonl bench/results/B.jsonl`
+ *
+ * Lines of the two that measured the same thing stand beside each other; of several the last counts. Noise is half the middle
+ * half of both measurements where a result has its quartiles, 3% at least.
+ *
+ * @module
+ */
+import { readResults } from "./result.ts";
+import type { Summary } from "./statistics.ts";
+import { formatNumber, formatTable } from "./table.ts";
+
+type Line = Record<string, unknown>;
+
+/** What says that two lines measured the same. */
+const KEYS = [
+  ...["kind", "workload", "shape", "model", "precision", "batch", "tokens", "context", "promptTokens", "scale", "rate"],
+  ...["requests", "maxNumSeqs", "maxNumBatchedTokens", "cold"],
+];
+
+/** A figure: where it stands in a line, and whether more is better. */
+interface Figure {
+  readonly path: string;
+  readonly better: "more" | "less";
+  /** Where its distribution stands, if it is a median. */
+  readonly spread?: string;
+}
+
+const FIGURES: readonly Figure[] = [
+  { path: "tokensPerSecond", better: "more", spread: "step" },
+  { path: "aheadTokensPerSecond", better: "more", spread: "step" },
+  { path: "encodeMs", better: "less" },
+  { path: "dispatches", better: "less" },
+  { path: "outputTokensPerSecond", better: "more" },
+  { path: "requestsPerSecond", better: "more" },
+  { path: "ttft.p50", better: "less" },
+  { path: "ttft.p99", better: "less" },
+  { path: "tpot.p50", better: "less" },
+  { path: "tpot.p99", better: "less" },
+  { path: "itl.p99", better: "less" },
+  { path: "ratio", better: "less" },
+  { path: "firstTokenMs", better: "less" },
+  { path: "schedulingMs", better: "less" },
+  { path: "median", better: "less" },
+];
+
+/** Medians of short runs differ by as much with nothing changed. */
+const LEAST_NOISE = 0.03;
+
+/** One figure of two lines. */
+export interface Comparison {
+  /** What was measured. */
+  readonly what: string;
+  readonly figure: string;
+  readonly before: number;
+  readonly after: number;
+  /** Share by which it changed. */
+  readonly change: number;
+  readonly verdict: "better" | "worse" | "same";
+}
+
+/**
+ * Compares what both have.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { compareResults } from "./compare.ts";
+ *
+ * const [moved] = compareResults([{ shape: "7b", tokensPerSecond: 100 }], [{ shape: "7b", tokensPerSecond: 120 }]);
+ * assertEquals([moved?.what, moved?.change, moved?.verdict], ["shape 7b", 0.2, "better"]);
+ * ```
+ */
+export function compareResults(before: readonly Line[], after: readonly Line[]): Comparison[] {
+  const earlier = new Map(before.map((line) => [keyOf(line), line]));
+  const later = new Map(after.map((line) => [keyOf(line), line]));
+  return [...later].flatMap(([what, line]) => {
+    const other = earlier.get(what);
+    return other === undefined ? [] : FIGURES.flatMap((figure) => compareFigure(what, figure, other, line));
+  });
+}
+
+function compareFigure(what: string, figure: Figure, before: Line, after: Line): Comparison[] {
+  const [a, b] = [numberAt(before, figure.path), numberAt(after, figure.path)];
+  if (a === undefined || b === undefined || (a === 0 && b === 0)) return [];
+  const change = b / a - 1;
+  const noise = Math.max(LEAST_NOISE, spreadOf(before, figure) + spreadOf(after, figure));
+  const better = (change > 0) === (figure.better === "more");
+  const verdict = Math.abs(change) <= noise ? "same" : better ? "better" : "worse";
+  return [{ what, figure: figure.path, before: a, after: b, change, verdict }];
+}
+
+/** Half of what the middle half of all measurements spans, as a share of their median. */
+function spreadOf(line: Line, { spread }: Figure): number {
+  const summary = spread === undefined ? undefined : line[spread] as Partial<Summary> | undefined;
+  const { p25, p50, p75 } = summary ?? {};
+  return p25 !== undefined && p50 !== undefined && p75 !== undefined && p50 > 0 ? (p75 - p25) / (2 * p50) : 0;
+}
+
+function keyOf(line: Line): string {
+  return KEYS.filter((key) => line[key] !== undefined && line[key] !== null).map((key) => `${key} ${line[key]}`).join(
+    ", ",
+  );
+}
+
+function numberAt(line: Line, path: string): number | undefined {
+  const value = path.split(".").reduce<unknown>((at, key) => (at as Line | undefined)?.[key], line);
+  return typeof value === "number" ? value : undefined;
+}
+
+/** The comparison for people. */
+export function comparisonTable(comparisons: readonly Comparison[]): string {
+  const sections = Map.groupBy(comparisons, ({ what }) => what);
+  return [...sections].map(([what, figures]) => {
+    const rows = figures.map(({ figure, before, after, change, verdict }) => {
+      const percent = `${change >= 0 ? "+" : ""}${(100 * change).toFixed(1)}%`;
+      return [`  ${figure}`, formatNumber(before), formatNumber(after), percent, verdict === "same" ? "" : verdict];
+    });
+    return `${what}\n${formatTable(["", "before", "after", "change", ""], rows)}`;
+  }).join("\n\n");
+}
+
+async function main([a, b, ...more]: readonly string[]): Promise<void> {
+  if (a === undefined || b === undefined || more.length > 0) {
+    throw new Error("Give two files of results: bench:compare A B");
+  }
+  const comparisons = compareResults(await readResults(a), await readResults(b));
+  if (comparisons.length === 0) throw new Error(`Cannot compare: no line of "${b}" measured what one of "${a}" did`);
+  console.log(comparisonTable(comparisons));
+}
+
+if (import.meta.main) await main(Deno.args);
