@@ -61,12 +61,18 @@ async function readInput({ options, terminal }: CommandContext, path: string): P
 }
 
 /** Says what is skipped and what is wrong before the wait begins. */
-async function report({ terminal }: CommandContext, { refused }: BatchInput, finished: number): Promise<void> {
+async function report(
+  { terminal }: CommandContext,
+  { requests, refused }: BatchInput,
+  finished: number,
+): Promise<void> {
   const lines = refused.slice(0, MOST_REPORTED).map(({ message }) => message);
   if (refused.length > MOST_REPORTED) {
     lines.push(`… and ${formatInteger(refused.length - MOST_REPORTED)} more; each has its line in the output`);
   }
-  if (finished > 0) lines.push(`${formatInteger(finished)} requests are done already`);
+  if (finished > 0) {
+    lines.push(`${formatInteger(finished)} of ${formatInteger(requests.length)} requests are done already`);
+  }
   for (const line of lines) await terminal.stderr.write(`${line}\n`);
 }
 

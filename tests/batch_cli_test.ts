@@ -179,7 +179,7 @@ Deno.test("batch: goes on where it was: answers stay, errors are tried again, a 
   assert(second.files["out.jsonl"]!.startsWith(answered));
   assertEquals(linesOf(second).map(({ custom_id }) => custom_id).sort(), ["a", "b", "c", "d"]);
   assertEquals(Object.keys(second.files).sort(), ["in.jsonl", "out.jsonl"]);
-  assertStringIncludes(second.stderr, "1 requests are done already\n3 of 3 requests done");
+  assertStringIncludes(second.stderr, "1 of 4 requests are done already\n3 of 3 requests done");
   // A last line that is whole but for its line break is an answer like the others.
   const unbroken = await runBatch(plain("a"), { files: { "out.jsonl": answered.trimEnd() } });
   assertEquals([unbroken.code, unbroken.loads.length, unbroken.files["out.jsonl"]], [0, 0, answered]);
