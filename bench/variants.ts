@@ -7,7 +7,7 @@
  */
 import { int8Kernel } from "../kernels/int8_matmul.ts";
 import { int8Call } from "../kernels/int8_matmul_cases.ts";
-import { type Int8Form, int8Form, stageColumns, tileBytes } from "../kernels/int8_variants.ts";
+import { type Int8Form, int8Form, tileForms } from "../kernels/int8_variants.ts";
 import { productKernel } from "../kernels/product.ts";
 import { seededRandom } from "../kernels/random.ts";
 import { productCall, repeatedWeight } from "../kernels/random_product.ts";
@@ -49,7 +49,7 @@ function pointsOf(caps: Caps): Point[] {
     const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim } = shapeConfig(name);
     const add = (part: string, rows: number, columns: number): void => {
       for (const [format, int8] of products) {
-        for (const tokens of caps.cpu ? [1, 4, 64] : [1, 4, 64, 512]) {
+        for (const tokens of caps.cpu ? [1, 4, 64] : [1, 4, 64, 256, 512]) {
           points.push({ shape: `${name}, ${part}`, format, int8, tokens, rows, columns });
         }
       }
@@ -83,11 +83,7 @@ function int8Forms(caps: Caps, { tokens, columns }: Point): Int8Form[] {
     return teams.filter(({ lanes }) => !caps.subgroups || lanes <= caps.subgroupSize)
       .map((team) => ({ ...form, ...team, unroll }));
   }
-  const stage = stageColumns(columns), forms = [[32, 1], [32, 2], [32, 4], [64, 1], [64, 2]] as const;
-  return forms.map(([tokens, slices]) => {
-    return { kind: "tile", tokens, rows: 64, threadTokens: 8, threadRows: 4, slices } as const;
-  }).filter((form) => form.slices * form.tokens * 2 <= caps.maxInvocations && columns / stage >= 2 * form.slices)
-    .filter((form) => tileBytes(form, stage) <= caps.workgroupMemory);
+  return tileForms(columns, caps);
 }
 
 /** The form that the tables choose today, without the bounds of its row. */

@@ -111,11 +111,10 @@ interface TileRow extends Omit<TileForm, "kind"> {
 
 // An H100 has 132 processors, of which each holds four workgroups of 64 x 64 tiles: 528 fill it. Its driver lets workgroups of a
 // processor share 48 KiB of workgroup memory, so that four slices of a tile fill a processor too: few tiles are sliced only
-// as far as there are idle processors. TFLOP/s at 512 tokens: 69 and 81 (gate and up of 0.5B, 7B), 54 and 66 (down).
+// as far as there are idle processors. TFLOP/s at 512 tokens: 64 and 77 for gate and up of 0.5B and 7B, 45 for down of 0.5B.
 /** The table of tiles, read top to bottom; the first match wins. */
 const tileRows: readonly TileRow[] = [
   { above: 64, tiles: 528, small: false, tokens: 64, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 },
-  { above: 64, tiles: 400, small: false, tokens: 64, rows: 64, threadTokens: 8, threadRows: 4, slices: 1 },
   { above: 0, tiles: 264, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 1 },
   { above: 0, tiles: 100, small: true, tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 2 },
   { above: 0, tiles: 100, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 2 },
@@ -125,8 +124,17 @@ const tileRows: readonly TileRow[] = [
   { above: 0, tiles: 0, small: false, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 8 },
 ];
 
+/** The forms of the table that a device has room for: what benches time. */
+export function tileForms(columns: number, caps: Caps): TileForm[] {
+  const forms = tileRows.map((
+    { above: _above, tiles: _tiles, small: _small, ...form },
+  ) => ({ ...form, kind: "tile" } as const));
+  const distinct = new Map(forms.map((form) => [JSON.stringify(form), form]));
+  return [...distinct.values()].filter((form) => tileFits(form, columns, caps));
+}
+
 /** Whether a device has room for a form, and every slice two stages at least. */
-export function tileFits(form: TileForm, columns: number, caps: Caps): boolean {
+function tileFits(form: TileForm, columns: number, caps: Caps): boolean {
   const { tokens, rows, threadTokens, threadRows, slices } = form, stage = stageColumns(columns);
   const threads = slices * (tokens / threadTokens) * (rows / threadRows);
   return tileBytes(form, stage) <= caps.workgroupMemory && threads <= caps.maxInvocations &&
