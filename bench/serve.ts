@@ -75,18 +75,20 @@ async function main(args: readonly string[]): Promise<void> {
   flags.check(shapeNames);
   const results = new Results<ServeResult>("serve", device.info.description, args, out);
   const end = performance.now() + 1000 * seconds;
+  const late = (): boolean => performance.now() > end;
   const work = [
     ...plan.batches.map((batch) => () => timeDecode(device, options, batch)),
     ...(plan.interference.length > 0 ? [() => timeInterference(device, options, plan.interference)] : []),
-    ...plan.workloads.map((workload) => () => timeTraffic(device, options, workload)),
   ];
-  for (const [index, measure] of work.entries()) {
-    if (performance.now() > end) {
-      console.error(`${work.length - index} of ${work.length} were not run: ${seconds} seconds are over (--seconds)`);
-      break;
+  for (const measure of work) if (!late()) results.add(await measure());
+  if (plan.workloads.length > 0 && !late()) {
+    for await (const result of timeTraffic(device, options, plan.workloads)) {
+      results.add(result);
+      if (late()) break;
     }
-    results.add(await measure());
   }
+  const left = work.length + plan.workloads.length - results.all.length;
+  if (left > 0) console.error(`${left} measurements were left out: ${seconds} seconds are over (--seconds)`);
   device.close();
   const tables = [decodeTable(results.all), interferenceTable(results.all), trafficTable(results.all)];
   console.error(tables.filter((table) => table !== "").join("\n\n"));

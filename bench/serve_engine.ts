@@ -6,7 +6,7 @@
 import type { Precision } from "../model/decoder.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import type { EngineClient } from "../serving/engine_types.ts";
-import { LoadedModel } from "../serving/loaded_model.ts";
+import { makeEngine } from "../serving/load_engine.ts";
 import type { Device } from "../tensor/mod.ts";
 import { randomDecoder } from "./random_model.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
@@ -27,41 +27,22 @@ export interface BenchEngineOptions {
 /** Tokens of a block. */
 export const BLOCK = 16;
 
+/** An engine, and what compiles every program that it can need. */
+export interface BenchEngine {
+  readonly engine: EngineClient;
+  readonly warmUp: () => void;
+}
+
 /** An engine that owns its weights and pool; closing it frees them. */
-export function openBenchEngine(device: Device, options: BenchEngineOptions): EngineClient {
-  const { shape, precision, contextLength, poolTokens } = options;
+export function openBenchEngine(device: Device, options: BenchEngineOptions): BenchEngine {
+  const { shape, precision, contextLength, maxNumSeqs, maxNumBatchedTokens, poolTokens, prefixCache } = options;
   const config = shapeConfig(shape);
   const weights = randomDecoder(device, config, contextLength);
   const numBlocks = Math.ceil(Math.max(poolTokens, contextLength) / BLOCK);
   const cache = new KvCache(device, config, { numBlocks, blockSize: BLOCK, dtype: "f16" });
-  const model = new LoadedModel(
-    {
-      ...{
-        name: shape,
-        config,
-        generation: { eosTokenIds: [] },
-        tokenizer: undefined,
-        chatTemplate: undefined,
-        contextLength,
-      },
-      ...{ device, ownsDevice: false, weights, cache, precision },
-    } as unknown as ConstructorParameters<typeof LoadedModel>[0],
-  );
-  return {
-    async addRequest({ id, prompt, maxTokens }, sink) {
-      try {
-        const all = model.generate({ tokens: prompt, maxTokens, temperature: 0, ignoreEos: true });
-        for await (const { index, tokens, finishReason } of all) {
-          sink.output({ id, index, tokens, ...(finishReason && { finishReason }) });
-        }
-      } catch (cause) {
-        sink.fail(cause as Error);
-      }
-    },
-    abort() {},
-    logits: () => Promise.resolve(),
-    stats: () => model.stats(),
-    explain: () => model.explain(),
-    close: () => model.dispose(),
-  };
+  const parts = { device, weights, config, cache, contextLength, maxNumSeqs, maxNumBatchedTokens };
+  const { engine, runner } = makeEngine(parts, { precision, prefixCache }, () => {
+    [runner, cache, weights].forEach((held) => "dispose" in held ? held.dispose() : held.release());
+  });
+  return { engine, warmUp: () => runner.warmUp(["greedy"]) };
 }

@@ -138,16 +138,14 @@ export async function timeDecode(
   const reading = Math.ceil(batch * context / options.maxNumBatchedTokens);
   const length = Math.max(1, context - Math.ceil((reading + steps) / 2)), maxTokens = reading + 2 * steps;
   const size = { maxNumSeqs: batch, contextLength: length + maxTokens };
-  return await withEngine(device, { ...options, prefixCache: false }, size, async (engine, figures) => {
-    const random = seededRandom(options.seed), { vocabSize } = shapeConfig(options.shape);
-    const requests = Array.from({ length: batch }, () => {
-      return { arrivalMs: 0, prompt: randomPrompt(random, length, vocabSize), maxTokens };
-    });
-    const { traces } = await replay(engine, requests);
-    const { tokensPerSecond, milliseconds } = steadyRate(traces);
-    const stepMs = 1000 * batch / tokensPerSecond;
-    return { kind: "decode", ...figures(), batch, context, tokensPerSecond, stepMs, milliseconds };
+  await using warm = await warmEngine(device, { ...options, prefixCache: false }, size);
+  const random = seededRandom(options.seed), { vocabSize } = shapeConfig(options.shape);
+  const requests = Array.from({ length: batch }, () => {
+    return { arrivalMs: 0, prompt: randomPrompt(random, length, vocabSize), maxTokens };
   });
+  const figures = warm.count(), { traces } = await replay(warm.engine, requests);
+  const { tokensPerSecond, milliseconds } = steadyRate(traces), stepMs = 1000 * batch / tokensPerSecond;
+  return { kind: "decode", ...figures(), batch, context, tokensPerSecond, stepMs, milliseconds };
 }
 
 /** Times how long running sequences wait for tokens while a long prompt is read. */
@@ -157,40 +155,47 @@ export async function timeInterference(
   [batch = 16, promptTokens = 8192]: readonly number[],
 ): Promise<Measured<InterferenceResult>> {
   const { context, steps } = options;
-  const reading = Math.ceil((batch * context + promptTokens) / (options.maxNumBatchedTokens - batch));
+  const reading = Math.ceil((batch * context + promptTokens) / Math.max(1, options.maxNumBatchedTokens - batch));
   const length = Math.max(1, context - steps), maxTokens = 4 * steps + 3 * reading;
   const contextLength = Math.max(length + maxTokens, promptTokens + WARM_TOKENS);
   const size = {
     maxNumSeqs: batch + 1,
     contextLength,
     poolTokens: batch * inBlocks(length + maxTokens) + inBlocks(promptTokens),
+    anyStep: true,
   };
-  return await withEngine(device, { ...options, prefixCache: false }, size, async (engine, figures) => {
-    const random = seededRandom(options.seed), { vocabSize } = shapeConfig(options.shape);
-    const prompt = (tokens: number): number[] => randomPrompt(random, tokens, vocabSize);
-    const running = Array.from({ length: batch }, () => submit(engine, { prompt: prompt(length), maxTokens }));
-    await until(() => running.every(({ trace }) => outputTokens(trace) > steps));
-    const long = { prompt: prompt(promptTokens), maxTokens: 1 };
-    const trace = await submit(engine, long).done;
-    const from = trace.arrived, to = trace.outputs[0]![0];
-    const traces = await Promise.all(running.map(({ done }) => done));
-    const decoding = Math.max(...traces.map(({ outputs }) => outputs[0]![0]));
-    const quiet = traces.map((trace) => between(trace, decoding, from));
-    const busy = traces.map((trace) => between(trace, from, to)).flatMap(interTokenLatencies);
-    return {
-      kind: "interference",
-      ...figures(),
-      batch,
-      promptTokens,
-      ...interference(quiet, busy),
-      firstTokenMs: to - from,
-    };
-  });
+  await using warm = await warmEngine(device, { ...options, prefixCache: false }, size);
+  const { engine } = warm, figures = warm.count();
+  const random = seededRandom(options.seed), { vocabSize } = shapeConfig(options.shape);
+  const prompt = (tokens: number): number[] => randomPrompt(random, tokens, vocabSize);
+  const running = Array.from({ length: batch }, () => submit(engine, { prompt: prompt(length), maxTokens }));
+  await until(() => running.every(({ trace }) => outputTokens(trace) > steps));
+  const long = { prompt: prompt(promptTokens), maxTokens: 1 };
+  const trace = await submit(engine, long).done;
+  const from = trace.arrived, to = trace.outputs[0]![0];
+  const traces = await Promise.all(running.map(({ done }) => done));
+  const decoding = Math.max(...traces.map(({ outputs }) => outputs[0]![0]));
+  const quiet = traces.map((trace) => between(trace, decoding, from));
+  const busy = traces.flatMap((trace) => gapsDuring(trace, from, to));
+  return {
+    kind: "interference",
+    ...figures(),
+    batch,
+    promptTokens,
+    ...interference(quiet, busy),
+    firstTokenMs: to - from,
+  };
 }
 
 /** The outputs that came in a span of time. */
 function between({ arrived, outputs }: Trace, from: number, to: number): Trace {
   return { arrived, outputs: outputs.filter(([at]) => at >= from && at <= to) };
+}
+
+/** Milliseconds between outputs, of each wait that a span of time had a part in. */
+function gapsDuring({ outputs }: Trace, from: number, to: number): number[] {
+  const waits = outputs.slice(1).map(([at], i) => [outputs[i]![0], at] as const);
+  return waits.filter(([start, end]) => end > from && start < to).map(([start, end]) => end - start);
 }
 
 function interference(
@@ -202,21 +207,22 @@ function interference(
   return { quiet, busy, quietTokenMs, ratio: busy.p99 / quiet.p50 };
 }
 
-/** Replays a workload. */
-export async function timeTraffic(
+/** Replays workloads, one after the other on one engine. */
+export async function* timeTraffic(
   device: Device,
   options: ServeOptions,
-  name: WorkloadName,
-): Promise<Measured<TrafficResult>> {
-  const { vocabSize } = shapeConfig(options.shape), { scale, rate, seed, requests: count } = options;
-  const workload = makeWorkload(name, { seed, scale, rate, vocabSize, requests: count });
-  const size = { maxNumSeqs: options.maxNumSeqs, contextLength: longestRequest(workload) };
-  return await withEngine(device, options, size, async (engine, figures) => {
-    const replayed = await replay(engine, workload.requests);
+  names: readonly WorkloadName[],
+): AsyncGenerator<Measured<TrafficResult>> {
+  const { vocabSize } = shapeConfig(options.shape), { scale, rate, seed, requests: count, maxNumSeqs } = options;
+  const workloads = names.map((name) => makeWorkload(name, { seed, scale, rate, vocabSize, requests: count }));
+  const contextLength = Math.max(...workloads.map(longestRequest));
+  await using warm = await warmEngine(device, options, { maxNumSeqs, contextLength, anyStep: true });
+  for (const { name, requests } of workloads) {
+    const figures = warm.count(), replayed = await replay(warm.engine, requests);
     const { seconds, traces, counts, samples } = replayed;
     const output = traces.reduce((sum, trace) => sum + outputTokens(trace), 0);
-    const prompts = workload.requests.reduce((sum, { prompt }) => sum + prompt.length, 0);
-    return {
+    const prompts = requests.reduce((sum, { prompt }) => sum + prompt.length, 0);
+    yield {
       ...{ kind: "traffic", ...figures(), workload: name, scale, rate: Number.isFinite(rate) ? rate : null },
       ...{ requests: traces.length, seconds, requestsPerSecond: traces.length / seconds },
       ...{ outputTokensPerSecond: output / seconds, totalTokensPerSecond: (output + prompts) / seconds },
@@ -224,7 +230,7 @@ export async function timeTraffic(
       ...occupancy(samples),
       ...latencySummaries(replayed),
     };
-  });
+  }
 }
 
 /** Waits until something holds, looking every few milliseconds. */
@@ -243,37 +249,42 @@ function inBlocks(tokens: number): number {
   return BLOCK * (Math.ceil(tokens / BLOCK) + 1);
 }
 
-/** Makes an engine, warms it up, and frees it whatever happens. */
-async function withEngine<T>(
-  device: Device,
-  options: ServeOptions,
-  size: Pick<BenchEngineOptions, "maxNumSeqs" | "contextLength"> & { readonly poolTokens?: number },
-  measure: (engine: EngineClient, figures: () => EngineFigures) => Promise<T>,
-): Promise<T> {
-  const { shape, precision, maxNumBatchedTokens, prefixCache } = options;
+/** An engine that is warm, and what it says of itself. */
+interface WarmEngine extends AsyncDisposable {
+  readonly engine: EngineClient;
+  /** Begins to count: what it returns says what came since. */
+  count(): () => EngineFigures;
+}
+
+/** How large an engine has to be. */
+interface EngineSize extends Pick<BenchEngineOptions, "maxNumSeqs" | "contextLength"> {
+  readonly poolTokens?: number;
+  /** Whether steps of all sizes are timed: then all programs are compiled before. */
+  readonly anyStep?: boolean;
+}
+
+async function warmEngine(device: Device, options: ServeOptions, size: EngineSize): Promise<WarmEngine> {
+  const { shape, precision, prefixCache } = options, { maxNumSeqs, contextLength } = size;
   const { numKvHeads, headDim, numLayers, vocabSize } = shapeConfig(shape);
   const most = Math.floor(MOST_POOL[device.caps.cpu ? "cpu" : "gpu"] / (numKvHeads * headDim * numLayers * 4));
-  const poolTokens = options.poolTokens ??
-    Math.min(size.poolTokens ?? size.maxNumSeqs * inBlocks(size.contextLength), most);
-  const { maxNumSeqs, contextLength } = size;
-  const engineOptions = { maxNumSeqs, contextLength, maxNumBatchedTokens: Math.max(maxNumBatchedTokens, maxNumSeqs) };
-  const engine = openBenchEngine(device, { shape, precision, prefixCache, poolTokens, ...engineOptions });
-  try {
-    const random = seededRandom(~options.seed);
-    const tokens = Math.min(WARM_TOKENS, contextLength - 1);
-    const warm = { prompt: randomPrompt(random, 1, vocabSize), maxTokens: tokens };
-    await Promise.all(Array.from({ length: maxNumSeqs }, () => submit(engine, warm).done));
+  const poolTokens = options.poolTokens ?? Math.min(size.poolTokens ?? maxNumSeqs * inBlocks(contextLength), most);
+  const maxNumBatchedTokens = Math.max(options.maxNumBatchedTokens, maxNumSeqs);
+  const limits = { maxNumSeqs, contextLength, maxNumBatchedTokens, poolTokens };
+  const { engine, warmUp } = openBenchEngine(device, { shape, precision, prefixCache, ...limits });
+  if (size.anyStep) warmUp();
+  const prompt = randomPrompt(seededRandom(~options.seed), 1, vocabSize);
+  const maxTokens = Math.min(WARM_TOKENS, contextLength - 1);
+  await Promise.all(Array.from({ length: maxNumSeqs }, () => submit(engine, { prompt, maxTokens }).done));
+  const count = (): () => EngineFigures => {
     const before = engine.stats();
-    const figures = (): EngineFigures => {
+    return () => {
       const { schedulingMs, steps, preemptions, peakBytes } = engine.stats();
       return {
-        ...{ shape, precision, maxNumSeqs, maxNumBatchedTokens: engineOptions.maxNumBatchedTokens, poolTokens },
+        ...{ shape, precision, maxNumSeqs, maxNumBatchedTokens, poolTokens },
         ...{ preemptions: preemptions - before.preemptions, peakBytes },
         schedulingMs: (schedulingMs - before.schedulingMs) / Math.max(1, steps - before.steps),
       };
     };
-    return await measure(engine, figures);
-  } finally {
-    await engine.close(new Error("The bench is over"));
-  }
+  };
+  return { engine, count, [Symbol.asyncDispose]: () => engine.close(new Error("The bench is over")) };
 }

@@ -1,15 +1,22 @@
 /**
- * Times one step of a whole model: the real forward pass with greedy sampling on the GPU, random weights in real shapes.
+ * Times one step of a whole model over random weights in real shapes: in the engine as it serves, and the program of the step
+ * on its own, which is what the GPU allows and where its time goes.
  *
  * @module
  */
 import { greedy } from "../kernels/argmax.ts";
-import { type Batch, batchInputs, type BatchValues } from "../model/batch.ts";
+import { batchInputs, type BatchValues } from "../model/batch.ts";
 import { forward, type Precision } from "../model/decoder.ts";
 import { KvCache } from "../model/kv_cache.ts";
-import { assign, buffer, compile, type Device, gather, iota, type Program } from "../tensor/mod.ts";
+import { compile, type Device, type DispatchInfo, type Program } from "../tensor/mod.ts";
+import type { Ceilings } from "./ceilings.ts";
 import { randomDecoder } from "./random_model.ts";
+import type { Result } from "./result.ts";
+import { type RoleTime, timeByRole } from "./roles.ts";
+import { BLOCK } from "./serve_engine.ts";
+import { decodeOnEngine, prefillOnEngine, STEP_TOKENS } from "./step_engine.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
+import { median, type Summary } from "./statistics.ts";
 
 /** What is timed. */
 export interface StepOptions {
@@ -21,32 +28,37 @@ export interface StepOptions {
   readonly tokens: number;
   /** Positions that each sequence has after the step. */
   readonly context: number;
-  /** Steps that are timed, after a quarter as many to warm up. */
+  /** Steps that are timed, or prompts, after a quarter as many to warm up. */
   readonly steps: number;
   /** Whether to time each dispatch too. */
   readonly profile?: boolean;
 }
 
 /** What was measured. */
-export interface StepTiming extends StepOptions {
-  readonly device: string;
-  /** Tokens a second as the engine decodes: a token is read back before the next step is submitted. */
+export interface StepResult extends Result, StepOptions {
+  /** Tokens a second of the real engine: scheduler, sampling on the GPU, token ids on the host. */
   readonly tokensPerSecond: number;
-  /** Tokens a second where tokens stay on the GPU and steps are submitted ahead: what the GPU alone allows. */
+  /** Tokens a second where a program alone runs, step after step, and nothing is read: what the GPU allows. */
   readonly aheadTokensPerSecond: number;
-  /** Median milliseconds of such a step. */
+  /** Milliseconds of a step of the engine, or of all steps of a prefill. */
   readonly stepMs: number;
-  /** Least and greatest. */
-  readonly stepMsRange: readonly [number, number];
+  /** The same of every step, or of every prompt. */
+  readonly step: Summary;
   /** Milliseconds of a step, ahead. */
   readonly aheadMs: number;
-  /** Median milliseconds that the CPU takes to upload, submit and encode a step. */
+  /** Median milliseconds that the CPU takes to upload, encode and submit a step. */
   readonly encodeMs: number;
+  /** Milliseconds of the CPU that scheduling a step takes. */
+  readonly schedulingMs: number;
   readonly dispatches: number;
   readonly weightBytes: number;
+  /** Weights read a second, ahead. */
+  readonly bytesPerSecond: number;
+  /** What the step would take at the device's measured rates of memory and of multiply-adds, as a share of what it takes. */
+  readonly roofline: number;
+  /** GPU time by what dispatches are for, by timestamps; each dispatch in a pass of its own. Where a profile was asked for. */
+  readonly roles?: readonly RoleTime[];
 }
-
-const BLOCK = 16;
 
 function stepValues({ batch, tokens, context }: StepOptions, maxBlocks: number): BatchValues {
   const total = batch * tokens, first = context - tokens;
@@ -67,76 +79,76 @@ function stepValues({ batch, tokens, context }: StepOptions, maxBlocks: number):
   };
 }
 
-const median = (values: readonly number[]): number => values.toSorted((a, b) => a - b)[values.length >> 1]!;
-
-/** Steps as the engine takes them: the next is encoded while one runs, and submitted once that one has been read back. */
-async function timeWaiting(
-  program: Program,
-  values: BatchValues,
-  steps: number,
-): Promise<{ wall: number[]; encode: number[] }> {
-  const wall: number[] = [], encode: number[] = [];
-  for (let step = -(steps >> 2); step < steps; step++) {
+/** CPU milliseconds of each step: upload, encode and submit. The GPU is waited for between them. */
+async function timeEncoding(program: Program, values: BatchValues, steps: number): Promise<number> {
+  const times: number[] = [];
+  for (let step = 0; step < steps; step++) {
     const start = performance.now();
     program.run(values);
-    program.encodeAhead(values.sizes);
-    const encoded = performance.now();
+    times.push(performance.now() - start);
     await program.read(0, values.sizes);
-    if (step < 0) continue;
-    encode.push(encoded - start);
-    wall.push(performance.now() - start);
   }
-  return { wall, encode };
+  return median(times);
 }
 
-/** Steps that run ahead: one read-back at the end. */
+/** Steps that run ahead: one read-back at the end. The first quarter warms clocks up. */
 async function timeAhead(program: Program, values: BatchValues, steps: number): Promise<number> {
-  program.run(values);
-  await program.read(0, values.sizes);
-  const start = performance.now();
-  for (let step = 0; step < steps; step++) program.run(values);
-  await program.read(0, values.sizes);
-  return (performance.now() - start) / steps;
+  const run = async (count: number): Promise<number> => {
+    const start = performance.now();
+    for (let step = 0; step < count; step++) program.run(values);
+    await program.read(0, values.sizes);
+    return (performance.now() - start) / count;
+  };
+  await run(Math.max(1, steps >> 2));
+  return await run(steps);
 }
 
-/** Times a step; with `profile`, a line a dispatch goes to standard error. */
-export async function timeStep(device: Device, options: StepOptions): Promise<StepTiming> {
+/** What a step takes at the least, by its dispatches' costs, in milliseconds. */
+function leastMilliseconds(program: Program, { bytesPerSecond, flopsPerSecond }: Ceilings): number {
+  const least = ({ cost: { bytes, flops } }: DispatchInfo): number =>
+    Math.max(bytes / bytesPerSecond, flops / flopsPerSecond);
+  return 1000 * program.dispatches.reduce((sum, dispatch) => sum + least(dispatch), 0);
+}
+
+/** The figures of a program on its own. */
+type ProgramFigures = Pick<
+  StepResult,
+  "aheadMs" | "encodeMs" | "dispatches" | "weightBytes" | "bytesPerSecond" | "roofline" | "roles"
+>;
+
+/** Times the program of a step without an engine; with `profile`, a line a dispatch goes to standard error. */
+async function timeProgram(device: Device, options: StepOptions, ceilings: Ceilings): Promise<ProgramFigures> {
   const { shape, precision, batch, tokens, context, steps } = options;
   const config = shapeConfig(shape), maxBlocks = Math.ceil(context / BLOCK), total = batch * tokens;
-  const weights = randomDecoder(device, config, context);
+  const weights = randomDecoder(device, config, context), { bytes: weightBytes } = weights;
   const cache = new KvCache(device, config, { numBlocks: batch * maxBlocks, blockSize: BLOCK, dtype: "f16" });
   const limits = { maxTokens: total, maxSequences: batch, maxBlocks, maxLogitRows: batch };
-  const drawn = device.storage("i32", [batch], "tokens of the step before");
-  const waiting = compile(device, () => greedy(forward(weights, config, batchInputs(limits), cache, precision)).token);
-  const ahead = tokens > 1 ? undefined : compile(device, () => {
-    const inputs = batchInputs(limits), rows = inputs.tokens.shape;
-    const batched: Batch = { ...inputs, tokens: gather(buffer(drawn), iota(rows, 0)) };
-    const { token } = greedy(forward(weights, config, batched, cache, precision));
-    return assign(buffer(drawn), gather(token, iota([batch], 0)));
-  });
-  const values = stepValues(options, maxBlocks), { tokens: _, ...others } = values.inputs;
-  const { wall, encode } = await timeWaiting(waiting, values, steps);
-  const aheadMs = ahead
-    ? await timeAhead(ahead, { ...values, inputs: others as BatchValues["inputs"] }, steps)
-    : await timeAhead(waiting, values, steps);
-  if (options.profile) {
-    const microseconds = await waiting.profile(values);
-    console.error(waiting.explain({ microseconds, bytesPerSecond: 3.1e12 }));
+  const program = compile(device, () => greedy(forward(weights, config, batchInputs(limits), cache, precision)).token);
+  try {
+    const values = stepValues(options, maxBlocks), { dispatchCount: dispatches } = program;
+    const aheadMs = await timeAhead(program, values, steps), encodeMs = await timeEncoding(program, values, steps);
+    const roofline = leastMilliseconds(program, ceilings) / aheadMs, bytesPerSecond = 1000 * weightBytes / aheadMs;
+    const figures = { aheadMs, encodeMs, dispatches, weightBytes, bytesPerSecond, roofline };
+    if (!options.profile) return figures;
+    const microseconds = await program.profile(values);
+    console.error(program.explain({ microseconds, bytesPerSecond: ceilings.bytesPerSecond }));
+    return { ...figures, roles: timeByRole(program.dispatches, microseconds, config, total, batch) };
+  } finally {
+    program.dispose();
+    [cache, weights].forEach((held) => held.release());
   }
-  const { dispatchCount: dispatches } = waiting, stepMs = median(wall);
-  for (const program of [waiting, ahead]) program?.dispose();
-  const weightBytes = weights.bytes;
-  [drawn, cache, weights].forEach((held) => held.release());
-  return {
-    ...options,
-    device: device.info.description,
-    tokensPerSecond: 1000 * total / stepMs,
-    aheadTokensPerSecond: 1000 * total / aheadMs,
-    stepMs,
-    stepMsRange: [Math.min(...wall), Math.max(...wall)],
-    aheadMs,
-    encodeMs: median(encode),
-    dispatches,
-    weightBytes,
-  };
+}
+
+/** Times a step in the engine, and its program without one. */
+export async function timeStep(
+  device: Device,
+  options: StepOptions,
+  ceilings: Ceilings,
+): Promise<Omit<StepResult, keyof Result>> {
+  const engine = options.tokens === 1 ? await decodeOnEngine(device, options) : await prefillOnEngine(device, options);
+  // A longer prompt is read in chunks: on its own, the last one of them.
+  const tokens = Math.min(options.tokens, STEP_TOKENS), total = options.batch * tokens;
+  const program = await timeProgram(device, { ...options, tokens }, ceilings);
+  const { profile: _, ...rest } = options;
+  return { ...rest, ...engine, aheadTokensPerSecond: 1000 * total / program.aheadMs, ...program };
 }

@@ -1,74 +1,78 @@
 /**
- * The command line of the step benches, and their report: a line of JSON for each shape on standard output, a table on standard
- * error.
+ * The command line of the step benches, and their report: a line of JSON for each shape on standard output and in `--out`, tables
+ * on standard error.
  *
  * @module
  */
 import type { Precision } from "../model/decoder.ts";
 import { openDevice } from "../tensor/mod.ts";
+import { BenchArguments } from "./arguments.ts";
+import { measureCeilings } from "./ceilings.ts";
+import { Results } from "./result.ts";
+import type { RoleTime } from "./roles.ts";
 import { type ShapeName, shapeNames } from "./shapes.ts";
-import { type StepTiming, timeStep } from "./step.ts";
+import { type StepResult, timeStep } from "./step.ts";
+import { formatNumber as show, formatTable } from "./table.ts";
 
 /** What a bench times unless told otherwise. */
 export interface StepDefaults {
   readonly tokens: number;
+  /** At least as many as `tokens` are taken. */
   readonly context: number;
   readonly steps: number;
 }
 
-/** Times each shape named, the story model unless any is. */
-export async function runStepBench(args: readonly string[], defaults: StepDefaults): Promise<void> {
-  const text = (name: string, fallback: string): string =>
-    args.find((arg) => arg.startsWith(`--${name}=`))?.split("=")[1] ?? fallback;
-  const number = (name: string, fallback: number): number => Number(text(name, `${fallback}`));
-  const shapes = args.filter((arg): arg is ShapeName => shapeNames.includes(arg as ShapeName));
-  const tokens = number("tokens", defaults.tokens), context = Math.max(tokens, number("context", defaults.context));
-  const device = await openDevice(), timings: StepTiming[] = [];
-  for (const shape of shapes.length > 0 ? shapes : ["stories" as const]) {
-    const precision = text("precision", "exact") as Precision, profile = args.includes("--profile");
-    const timing = await timeStep(device, {
-      shape,
-      precision,
-      batch: number("batch", 1),
-      tokens,
-      context,
-      steps: number("steps", defaults.steps),
-      profile,
-    });
-    timings.push(timing);
-    console.log(JSON.stringify(timing));
+/** Times each shape named, the story model unless any is; at each context and batch size asked for. */
+export async function runStepBench(bench: string, args: readonly string[], defaults: StepDefaults): Promise<void> {
+  const flags = new BenchArguments(args);
+  const precision = flags.choice<Precision>("precision", ["exact", "fast"]), profile = flags.has("profile");
+  const tokens = flags.number("tokens", defaults.tokens), steps = flags.number("steps", defaults.steps);
+  const contexts = flags.numbers("context", [defaults.context]), batches = flags.numbers("batch", [1]);
+  const out = flags.text("out");
+  flags.check(shapeNames);
+  const shapes = flags.words.length > 0 ? flags.words as ShapeName[] : ["stories" as const];
+  const device = await openDevice(), ceilings = await measureCeilings(device);
+  const results = new Results<StepResult>(bench, device.info.description, args, out);
+  for (const shape of shapes) {
+    for (const batch of batches) {
+      for (const context of contexts.map((context) => Math.max(tokens, context))) {
+        const result = results.add(
+          await timeStep(device, { shape, precision, batch, tokens, context, steps, profile }, ceilings),
+        );
+        if (result.roles) {
+          console.error(`\n${shape} ${precision}\n${roleTable(result.roles, ceilings.bytesPerSecond)}\n`);
+        }
+      }
+    }
   }
   device.close();
-  console.error(table(timings));
+  console.error(stepTable(results.all));
 }
 
-function table(timings: readonly StepTiming[]): string {
-  const head = [
-    "shape",
-    "precision",
-    "batch",
-    "context",
-    "tok/s engine",
-    "tok/s ahead",
-    "step ms",
-    "encode ms",
-    "dispatches",
-    "GB/s",
-  ];
-  const rows = timings.map((t) =>
-    [
-      t.shape,
-      t.precision,
-      t.batch,
-      t.context,
-      t.tokensPerSecond.toFixed(0),
-      t.aheadTokensPerSecond.toFixed(0),
-      t.stepMs.toFixed(2),
-      t.encodeMs.toFixed(2),
-      t.dispatches,
-      (t.weightBytes / t.aheadMs / 1e6).toFixed(0),
-    ].map(String)
-  );
-  const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)));
-  return [head, ...rows].map((row) => row.map((cell, i) => cell.padStart(widths[i]!)).join("  ")).join("\n");
+/** A row a measurement. */
+function stepTable(results: readonly StepResult[]): string {
+  const head = ["shape", "batch", "tokens", "context", "tok/s engine", "tok/s ahead", "step ms", "min", "max"];
+  const rows = results.map((result) => {
+    const { shape, precision, batch, tokens, context, tokensPerSecond, aheadTokensPerSecond, step, stepMs } = result;
+    const { aheadMs, encodeMs, schedulingMs, dispatches, bytesPerSecond, roofline } = result;
+    return [
+      ...[`${shape} ${precision}`, batch, tokens, context, show(tokensPerSecond), show(aheadTokensPerSecond)],
+      ...[stepMs, step.min, step.max, aheadMs, encodeMs, schedulingMs].map(show),
+      ...[dispatches, show(bytesPerSecond / 1e9), `${(100 * roofline).toFixed(0)}%`],
+    ];
+  });
+  const more = ["ahead ms", "encode ms", "scheduling ms", "dispatches", "GB/s", "roofline"];
+  return formatTable([...head, ...more], rows);
+}
+
+/** Where the GPU's time goes, most first. */
+function roleTable(roles: readonly RoleTime[], bytesPerSecond: number): string {
+  const total = roles.reduce((sum, { microseconds }) => sum + microseconds, 0);
+  const rows = roles.toSorted((a, b) => b.microseconds - a.microseconds).map((one) => {
+    const { role, dispatches, microseconds, bytes } = one, rate = bytes / microseconds * 1e6;
+    const share = `${(100 * microseconds / total).toFixed(1)}%`,
+      memory = `${(100 * rate / bytesPerSecond).toFixed(0)}%`;
+    return [role, dispatches, show(microseconds), show(microseconds / dispatches), share, show(rate / 1e9), memory];
+  });
+  return formatTable(["role", "dispatches", "us", "us each", "share", "GB/s", "of memory's rate"], rows);
 }

@@ -17,7 +17,7 @@ export interface WorkloadRequest {
 
 /** Traffic to replay. */
 export interface Workload {
-  readonly name: string;
+  readonly name: WorkloadName;
   readonly requests: readonly WorkloadRequest[];
 }
 
@@ -64,7 +64,8 @@ export function randomPrompt(random: Random, length: number, vocabSize: number):
 /** Makes a workload: the same for the same options. */
 export function makeWorkload(name: WorkloadName, options: WorkloadOptions): Workload {
   const { seed, vocabSize, scale, rate } = options, lengths: Lengths = WORKLOADS[name];
-  const random = seededRandom(seed);
+  // Workloads have no prompts in common, lest one finds what another left in the prefix cache.
+  const random = seededRandom(seed * workloadNames.length + workloadNames.indexOf(name));
   const scaled = (length: number): number => Math.max(1, Math.round(length * scale));
   const between = ([low, high]: readonly [number, number]): number => scaled(random.integer(low, high));
   const shared = randomPrompt(random, lengths.shared === 0 ? 0 : scaled(lengths.shared), vocabSize);

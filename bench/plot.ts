@@ -1,0 +1,83 @@
+/**
+ * Draws results as SVG. Usage: `deno task bench:plot [--out=STEM] bench/results/A.jsonl …`
+ *
+ * From decode and prefill results: tokens a second against context length (`STEM-context.svg`), and where each microsecond of a
+ * step goes (`STEM-step.svg` and `STEM-prefill.svg`, of results with a profile). From serving results what `bench:serve` draws too.
+ *
+ * @module
+ */
+import anchors from "./anchors.json" with { type: "json" };
+import { BenchArguments } from "./arguments.ts";
+import { readResults } from "./result.ts";
+import { plotServing } from "./serve_plot.ts";
+import type { ServeResult } from "./serve_timing.ts";
+import type { StepResult } from "./step.ts";
+import { barChart, lineChart, type Series } from "./svg.ts";
+
+/** Tokens a second of one sequence against its context, a line a shape and precision, with what llama.cpp does. */
+export function contextPlot(results: readonly StepResult[]): string {
+  const single = results.filter(({ batch, tokens }) => batch === 1 && tokens === 1);
+  const groups = Map.groupBy(single, ({ shape, precision }) => `${shape} ${precision}`);
+  const contexts = [...new Set(single.map(({ context }) => context))].sort((a, b) => a - b);
+  const lines = [...groups].map(([name, group]): Series => {
+    const points = new Map(group.map(({ context, tokensPerSecond }) => [context, tokensPerSecond]));
+    return { name, marked: true, points: [...points].sort(([a], [b]) => a - b) };
+  });
+  const shapes = new Set(single.map(({ shape }) => shape as string));
+  const ends = [contexts[0] ?? 1, contexts.at(-1) ?? 1] as const;
+  const comparable = single.some(({ device }) => device === anchors.device);
+  const others = anchors.figures.filter(({ model }) => comparable && shapes.has(model)).map((anchor): Series => {
+    const { engine, model, tokensPerSecond: rate } = anchor;
+    return { name: `${engine}, ${model}`, dashed: true, points: ends.map((context) => [context, rate] as const) };
+  });
+  return lineChart({
+    title: "Decoding one sequence, tokens a second",
+    subtitle: subtitleOf(single) + (others.length > 0 ? "; dashed: others at a context of 512" : ""),
+    x: { label: "context, tokens", log: true, ticks: contexts },
+    y: { label: "tok/s", log: true },
+    series: [...lines, ...others],
+  });
+}
+
+/** Where the microseconds of a step go, a bar a result: GPU time by what it is for. */
+export function stepPlot(profiled: readonly StepResult[]): string {
+  return barChart({
+    title: "Where each microsecond of a step goes",
+    subtitle: `${subtitleOf(profiled)}; by timestamps, each dispatch in a pass of its own`,
+    unit: "microseconds",
+    bars: profiled.map(({ shape, precision, batch, tokens, context, roles }) => ({
+      label: `${shape} ${precision}, ${
+        tokens > 1 ? `prefill ${tokens}` : batch > 1 ? `${batch} at ${context}` : `${context}`
+      }`,
+      parts: roles!.map(({ role, microseconds }) => ({ name: role, value: microseconds })),
+    })),
+  });
+}
+
+function subtitleOf(results: readonly StepResult[]): string {
+  const [first] = results;
+  return first === undefined ? "" : `${first.device}, ${(first.date ?? "").slice(0, 10)}`;
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const flags = new BenchArguments(args), stem = flags.text("out") ?? flags.words[0]?.replace(/\.jsonl$/, "");
+  flags.check();
+  if (stem === undefined) throw new Error("Give files of results: bench:plot bench/results/FILE.jsonl");
+  const lines = (await Promise.all(flags.words.map(readResults))).flat();
+  const steps = lines.filter((line) => "stepMs" in line && !("kind" in line)) as unknown as StepResult[];
+  const write = async (name: string, svg: string): Promise<void> => {
+    await Deno.writeTextFile(`${stem}-${name}.svg`, svg);
+    console.log(`${stem}-${name}.svg`);
+  };
+  if (new Set(steps.filter(({ tokens }) => tokens === 1).map(({ context }) => context)).size > 1) {
+    await write("context", contextPlot(steps));
+  }
+  const profiled = steps.filter(({ roles }) => roles !== undefined);
+  const decoding = profiled.filter(({ tokens }) => tokens === 1), reading = profiled.filter(({ tokens }) => tokens > 1);
+  if (decoding.length > 0) await write("step", stepPlot(decoding));
+  if (reading.length > 0) await write("prefill", stepPlot(reading));
+  const serving = lines.filter(({ bench }) => bench === "serve") as unknown as ServeResult[];
+  for (const path of await plotServing(stem, serving)) console.log(path);
+}
+
+if (import.meta.main) await main(Deno.args);

@@ -1,0 +1,89 @@
+/**
+ * Decoding and prefill as the engine does them: requests in, token ids out, in the bench's own thread.
+ *
+ * @module
+ */
+import { seededRandom } from "../kernels/random.ts";
+import type { Device } from "../tensor/mod.ts";
+import { openBenchEngine } from "./serve_engine.ts";
+import { steadyRate, submit, timeToFirstToken, type Trace } from "./serve_replay.ts";
+import { shapeConfig } from "./shapes.ts";
+import { summarise } from "./statistics.ts";
+import type { StepOptions, StepResult } from "./step.ts";
+import { randomPrompt } from "./workload.ts";
+
+/** Most tokens of a step of the engine. */
+export const STEP_TOKENS = 512;
+
+/** Tokens before a sequence's end that are not timed: fewer steps are submitted ahead there. */
+const TAIL = 16;
+
+type EngineFigures = Pick<StepResult, "tokensPerSecond" | "stepMs" | "step" | "schedulingMs">;
+
+/** Times decoding: all sequences at once, their contexts `context` tokens long in the middle of what is timed. */
+export async function decodeOnEngine(device: Device, options: StepOptions): Promise<EngineFigures> {
+  const { batch, context, steps } = options;
+  // Whoever is read first decodes while the others are read; then a quarter of the steps warms clocks up.
+  const before = Math.ceil(batch * context / STEP_TOKENS) + (steps >> 2), maxTokens = before + steps + TAIL;
+  const length = Math.max(1, context - before - (steps >> 1));
+  return await withEngine(device, options, length + maxTokens, async (prompt, run) => {
+    const traces = await Promise.all(Array.from({ length: batch }, () => run(prompt(length), maxTokens)));
+    const late = traces.map(({ arrived, outputs }): Trace => ({ arrived, outputs: middleOf(outputs, steps) }));
+    const { tokensPerSecond } = steadyRate(late);
+    if (!(tokensPerSecond > 0)) throw new Error(`Cannot time ${steps} steps of ${batch} sequences: give more --steps`);
+    // An output that has several tokens took as many steps.
+    const each = late[0]!.outputs.slice(1).map(([at, tokens], i) => (at - late[0]!.outputs[i]![0]) / tokens);
+    return { tokensPerSecond, stepMs: 1000 * batch / tokensPerSecond, step: summarise(each) };
+  });
+}
+
+/** Times prompts of `tokens` tokens, one after the other, each until its first token is there. */
+export async function prefillOnEngine(device: Device, options: StepOptions): Promise<EngineFigures> {
+  const { batch, tokens, steps } = options;
+  return await withEngine(device, options, tokens + 1, async (prompt, run) => {
+    const times: number[] = [];
+    for (let step = -Math.max(1, steps >> 2); step < steps; step++) {
+      const traces = await Promise.all(Array.from({ length: batch }, () => run(prompt(tokens), 1)));
+      if (step >= 0) times.push(Math.max(...traces.map(timeToFirstToken)));
+    }
+    const step = summarise(times);
+    return { tokensPerSecond: 1000 * batch * tokens / step.p50, stepMs: step.p50, step };
+  });
+}
+
+/** The outputs with the last `steps` tokens but for the tail, and the one before them. */
+function middleOf(outputs: Trace["outputs"], steps: number): Trace["outputs"] {
+  const from = (count: number): number => {
+    let tokens = 0;
+    return outputs.findLastIndex(([, more]) => (tokens += more) >= count);
+  };
+  return outputs.slice(Math.max(0, from(steps + TAIL) - 1), from(TAIL));
+}
+
+type Measure = (
+  prompt: (length: number) => number[],
+  run: (prompt: readonly number[], maxTokens: number) => Promise<Trace>,
+) => Promise<Omit<EngineFigures, "schedulingMs">>;
+
+async function withEngine(
+  device: Device,
+  { shape, precision, batch }: StepOptions,
+  contextLength: number,
+  measure: Measure,
+): Promise<EngineFigures> {
+  const { engine } = openBenchEngine(device, {
+    ...{ shape, precision, contextLength, maxNumSeqs: batch, maxNumBatchedTokens: Math.max(STEP_TOKENS, batch) },
+    ...{ poolTokens: batch * (contextLength + 32), prefixCache: false },
+  });
+  try {
+    const random = seededRandom(1), { vocabSize } = shapeConfig(shape);
+    const figures = await measure(
+      (length) => randomPrompt(random, length, vocabSize),
+      (prompt, maxTokens) => submit(engine, { prompt, maxTokens }).done,
+    );
+    const { schedulingMs, steps } = engine.stats();
+    return { ...figures, schedulingMs: schedulingMs / Math.max(1, steps) };
+  } finally {
+    await engine.close(new Error("The bench is over"));
+  }
+}

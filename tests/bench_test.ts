@@ -1,0 +1,145 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { BenchArguments } from "../bench/arguments.ts";
+import { compareResults, comparisonTable } from "../bench/compare.ts";
+import { roleOf } from "../bench/roles.ts";
+import { latencies, replay, steadyRate } from "../bench/serve_replay.ts";
+import { shapeConfig } from "../bench/shapes.ts";
+import { cumulative, summarise } from "../bench/statistics.ts";
+import { barChart, lineChart } from "../bench/svg.ts";
+import { formatNumber, formatTable } from "../bench/table.ts";
+import { longestRequest, makeWorkload, workloadNames } from "../bench/workload.ts";
+import { seededRandom } from "../kernels/random.ts";
+import type { EngineClient, EngineStats } from "../serving/engine_types.ts";
+
+Deno.test("bench: workloads are the same for the same seed, and as their names say", () => {
+  const options = { seed: 3, vocabSize: 1000, scale: 1, rate: Infinity };
+  for (const name of workloadNames) {
+    const workload = makeWorkload(name, options);
+    assertEquals(makeWorkload(name, options), workload);
+    assert(JSON.stringify(makeWorkload(name, { ...options, seed: 4 })) !== JSON.stringify(workload));
+    assert(workload.requests.every(({ prompt }) => prompt.every((id) => id >= 0 && id < 1000)));
+    assert(workload.requests.every(({ arrivalMs }) => arrivalMs === 0));
+  }
+  const nano = makeWorkload("nano", options);
+  assertEquals(nano.requests.length, 256);
+  const lengths = nano.requests.flatMap(({ prompt, maxTokens }) => [prompt.length, maxTokens]);
+  assert(Math.min(...lengths) >= 100 && Math.max(...lengths) <= 1024 && longestRequest(nano) <= 2048);
+  const shared = makeWorkload("shared-prefix", options).requests.map(({ prompt }) => prompt.slice(0, 2000).join());
+  assertEquals(new Set(shared).size, 1);
+  const spread = makeWorkload("random", { ...options, rate: 10, requests: 500 }).requests;
+  const mean = spread.at(-1)!.arrivalMs / spread.length;
+  assert(mean > 80 && mean < 120, `a mean of ${mean} ms between arrivals, and 100 were asked for`);
+});
+
+const STATS: EngineStats = {
+  ...{ waiting: 0, running: 1, blocks: 10, usedBlocks: 5, blockSize: 16, prefixHits: 0, prefixMisses: 0 },
+  ...{ preemptions: 0, steps: 0, promptTokens: 0, generatedTokens: 0, schedulingMs: 0, peakBytes: 0 },
+  ...{ promptTokensPerSecond: 0, generatedTokensPerSecond: 0 },
+};
+
+Deno.test("bench: a replay takes down every output of every request", async () => {
+  const engine: Pick<EngineClient, "addRequest" | "stats"> = {
+    stats: () => STATS,
+    addRequest({ id, maxTokens }, sink) {
+      queueMicrotask(() => {
+        for (let token = 1; token <= maxTokens; token++) {
+          sink.output({
+            id,
+            index: 0,
+            tokens: [token],
+            ...(token === maxTokens && { finishReason: "length" as const }),
+          });
+        }
+      });
+    },
+  };
+  const requests = [3, 1, 5].map((maxTokens, i) => ({ arrivalMs: i, prompt: [1], maxTokens }));
+  const replayed = await replay(engine as EngineClient, requests);
+  assertEquals(replayed.traces.map(({ outputs }) => outputs.length), [3, 1, 5]);
+  const { ttft, tpot, itl } = latencies(replayed);
+  assertEquals([ttft.length, tpot.length, itl.length], [3, 2, 6]);
+  assertEquals(replayed.samples[0], { running: 1, waiting: 0, kv: 0.5 });
+});
+
+Deno.test("bench: the steady rate counts from the last first token to the first last one", () => {
+  const trace = (...times: number[]) => ({ arrived: 0, outputs: times.map((at) => [at, 2] as const) });
+  // From 20 to 50 there are outputs at 30, 40, 50 and 30, 50: ten tokens in 30 ms.
+  const { tokensPerSecond, milliseconds } = steadyRate([trace(10, 20, 30, 40, 50), trace(20, 30, 50, 60)]);
+  assertEquals([Math.round(tokensPerSecond), milliseconds], [333, 30]);
+  assertEquals(steadyRate([trace(10), trace(20)]).tokensPerSecond, 0);
+});
+
+Deno.test("bench: summaries and distributions", () => {
+  const random = seededRandom(1), values = Array.from({ length: 1001 }, () => random.uniform());
+  const { p50, p99, min, max, mean, count } = summarise(values);
+  const sorted = values.toSorted((a, b) => a - b);
+  assertEquals([count, min, p50, p99, max], [1001, sorted[0], sorted[500], sorted[990], sorted[1000]]);
+  assert(Math.abs(mean - 0.5) < 0.05);
+  assertEquals(cumulative([4, 2], 2), [[2, 0], [3, 0.5], [4, 1]]);
+  assertEquals(cumulative([]), []);
+});
+
+Deno.test("bench: flags, and what is none", () => {
+  const flags = new BenchArguments(["0.5b", "--context=512,8192", "--profile", "--steps=20"]);
+  assertEquals(flags.numbers("context", [1]), [512, 8192]);
+  assertEquals([flags.number("steps", 1), flags.number("batch", 7), flags.has("profile")], [20, 7, true]);
+  assertEquals([flags.choice("precision", ["exact", "fast"]), flags.words], ["exact", ["0.5b"]]);
+  flags.check(["0.5b"]);
+  assertThrows(() => flags.check(["7b"]), Error, 'Unknown "0.5b": give 7b');
+  assertThrows(() => new BenchArguments(["--stpes=2"]).check(), Error, "Unknown flag --stpes");
+  assertThrows(() => new BenchArguments(["--steps=many"]).number("steps", 1), Error, "--steps=many: give numbers");
+  assertThrows(
+    () => new BenchArguments(["--precision=half"]).choice("precision", ["exact"]),
+    Error,
+    "give one of exact",
+  );
+});
+
+Deno.test("bench: results are compared where they measured the same, noise is no change", () => {
+  const line = (shape: string, tokensPerSecond: number, half = 0) => {
+    return { shape, precision: "fast", tokensPerSecond, step: { p25: 1 - half, p50: 1, p75: 1 + half } };
+  };
+  const before = [line("0.5b", 100), line("7b", 100), line("stories", 100, 0.1)];
+  const after = [line("0.5b", 90), line("7b", 102), line("stories", 110, 0.1), line("1.5b", 5)];
+  const compared = compareResults(before, after);
+  assertEquals(compared.map(({ verdict }) => verdict), ["worse", "same", "same"]);
+  assert(comparisonTable(compared).includes("-10.0%  worse"));
+});
+
+Deno.test("bench: a product's role is told by its size", () => {
+  const config = shapeConfig("7b"), { hiddenSize: hidden, intermediateSize: inner, vocabSize } = config;
+  const role = (name: string, flops = 0): string =>
+    roleOf({ name, fused: [], shape: [], cost: { flops, bytes: 0 }, wgsl: "" }, config, 64, 4);
+  assertEquals(role("int8_matmul", 2 * 64 * hidden * (hidden + 2 * 512)), "QKV");
+  assertEquals(role("int8_matmul", 2 * 64 * hidden * hidden), "attention's output");
+  assertEquals(role("quantised_matmul + epilogue", 2 * 64 * hidden * 2 * inner), "gate and up");
+  assertEquals(role("quantised_matmul", 2 * 64 * hidden * inner), "down");
+  assertEquals(role("quantised_matmul", 2 * 4 * hidden * vocabSize), "LM head");
+  assertEquals([role("paged_attention"), role("rms_norm_quantise32"), role("other")], ["attention", "norms", "other"]);
+});
+
+Deno.test("bench: tables and plots", () => {
+  assertEquals(formatTable(["a", "b"], [["long", 1], ["x", "20"]]), "a      b\nlong   1\nx     20");
+  assertEquals([1234.5, 56, 56.78, 1.234, 0.1234, NaN].map(formatNumber), [
+    "1,235",
+    "56",
+    "56.8",
+    "1.23",
+    "0.123",
+    "–",
+  ]);
+  const line = lineChart({
+    title: "<Rates>",
+    x: { label: "batch", log: true, ticks: [1, 8] },
+    y: { label: "tok/s" },
+    series: [{ name: "a", points: [[1, 10], [8, 40]], marked: true }, { name: "none", points: [] }],
+  });
+  assert(line.startsWith("<svg ") && line.includes("&lt;Rates&gt;") && !line.includes("NaN"));
+  assertEquals([line.match(/<path /g)?.length, line.match(/<circle /g)?.length], [1, 2]);
+  const bars = barChart({
+    title: "Time",
+    unit: "us",
+    bars: [{ label: "exact", parts: [{ name: "a", value: 1 }, { name: "b", value: 3 }] }],
+  });
+  assert(bars.includes("<title>b: 3 us</title>") && !bars.includes("NaN"));
+});
