@@ -38,9 +38,10 @@ export function seenWgsl(sequences: Dim): string {
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 }
 
-/** What {@linkcode seenWgsl} declares where there is one row of one sequence: nothing to search, so all loads are under way at once. */
-export const oneRowWgsl = `let behind = context_lens(0u) - query_start(1u) + 1;
-  let seen = select(0u, u32(max(behind, 0)), query_start(0u) <= 0 && query_start(1u) > 0);
+/** What {@linkcode seenWgsl} declares where `row` is the only one of sequence `row`: nothing to search, so all loads are under way at once. */
+export const ownRowWgsl = `let behind = context_lens(row) - query_start(row + 1u) + i32(row) + 1;
+  let is_own = query_start(row) <= i32(row) && query_start(row + 1u) > i32(row);
+  let seen = select(0u, u32(max(behind, 0)), is_own);
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 
 /** Sizes of a merge. */
@@ -186,5 +187,5 @@ export function mergeOctetsWgsl(
     ${quantiseOctet("at", `at < ${octets}u`, caps, store)}
   }`;
   const turns = Array.from({ length: Math.ceil(octets / lanes) }, (_, i) => turn(i * lanes));
-  return { loads: "", rest: `${oneRowWgsl}\n${turns.join("\n")}` };
+  return { loads: "", rest: `let row = 0u;\n${ownRowWgsl}\n${turns.join("\n")}` };
 }

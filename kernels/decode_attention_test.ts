@@ -1,6 +1,7 @@
 /** Split attention gives what paged attention gives, bit for bit, in every layout and however tiles are dealt. */
 import { assertEquals } from "@std/assert";
 import { Device, openDevice } from "../tensor/device.ts";
+import { type Dim, maxOf, Sym } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { buffer, input } from "../tensor/node.ts";
 import { compile, type CompileOptions } from "../tensor/program.ts";
@@ -115,53 +116,59 @@ Deno.test("attention merged into codes is attention quantised, bit for bit", asy
   }
 });
 
-/** One token, rotated, written and attended to: in two dispatches or in three. */
+/** One token of each sequence, rotated, written and attended to: in two dispatches or in three. */
 async function step(device: Device, seed: number, options: CompileOptions): Promise<Record<string, HostArray>> {
   const random = seededRandom(seed), [kvHeads, group, headDim] = [random.integer(1, 2), random.integer(1, 7), 64];
-  const context = random.integer(1, 700), blockSize = 16, maxBlocks = 45, slots = maxBlocks * blockSize;
-  const heads = kvHeads * group,
-    floats = (count: number) => Float32Array.from({ length: count }, () => random.normal());
+  const blockSize = 16,
+    maxBlocks = 45,
+    count = seed % 2 === 0 ? 1 : random.integer(2, 4),
+    slots = 4 * maxBlocks * blockSize;
+  const heads = kvHeads * group, size = count === 1 ? 1 : new Sym("tokens", 5);
+  const floats = (length: number) => Float32Array.from({ length }, () => random.normal());
   const pool = (label: string): Storage =>
     new Storage("f16", [slots, kvHeads, headDim], floats(slots * kvHeads * headDim), label);
   const table = new Storage("f32", [800, headDim / 2, 2], floats(800 * headDim), "table");
   const keys = pool("keys"),
     values = pool("values"),
-    blocks = Array.from({ length: maxBlocks }, (_, i) => (i * 7 + 3) % maxBlocks);
+    inputOf = (name: string, shape: Dim[]) => input(name, "i32", shape);
   const program = compile(device, () => {
-    const qkv = input("qkv", "f32", [1, (heads + 2 * kvHeads) * headDim]);
-    const [positions, slotMapping] = ["positions", "slotMapping"].map((name) => input(name, "i32", [1]));
-    const pools = { keys: buffer(keys), values: buffer(values), table: buffer(table) };
+    const qkv = input("qkv", "f32", [size, (heads + 2 * kvHeads) * headDim]);
     const rotated = ropeAndWriteKv(
-      { qkv, positions: positions!, slotMapping: slotMapping!, ...pools },
+      {
+        ...{ qkv, positions: inputOf("positions", [size]), slotMapping: inputOf("slotMapping", [size]) },
+        ...{ keys: buffer(keys), values: buffer(values), table: buffer(table) },
+      },
       { heads, kvHeads, headDim, rotaryDim: headDim, traditional: false },
     );
     const batch = {
-      queryStart: input("queryStart", "i32", [2]),
-      contextLens: input("contextLens", "i32", [1]),
-      blockTables: input("blockTables", "i32", [1, maxBlocks]),
+      queryStart: inputOf("queryStart", [maxOf(size) + 1]),
+      contextLens: inputOf("contextLens", [size]),
+      blockTables: inputOf("blockTables", [size, maxBlocks]),
     };
     return attend(rotated.q, rotated.keys, rotated.values, batch, { blockSize, scale: 0.125 });
   }, options);
-  const position = context - 1, last = blocks[Math.floor(position / blockSize)]!;
-  const slot = random.uniform() < 0.2 ? -1 : last * blockSize + position % blockSize;
-  const inputs = {
-    ...{ qkv: floats((heads + 2 * kvHeads) * headDim), positions: [position], slotMapping: [slot] },
-    ...{ queryStart: [0, 1], contextLens: [context], blockTables: blocks },
-  };
-  program.run({ inputs });
-  const attended = await program.read(0), dispatches = Int32Array.of(program.dispatchCount);
+  const blockTables = Array.from({ length: count * maxBlocks }, (_, i) => (i * 7 + 3) % (count * maxBlocks));
+  const contextLens = Array.from({ length: count }, () => random.integer(1, 700));
+  const positions = contextLens.map((context) => context - 1);
+  const slotMapping = positions.map((position, row) =>
+    random.uniform() < 0.2
+      ? -1
+      : blockTables[row * maxBlocks + Math.floor(position / blockSize)]! * blockSize + position % blockSize
+  );
+  const queryStart = Array.from({ length: maxOf(size) + 1 }, (_, i) => Math.min(i, count));
+  const qkv = floats(count * (heads + 2 * kvHeads) * headDim), sizes = { tokens: count };
+  program.run({ inputs: { qkv, positions, slotMapping, queryStart, contextLens, blockTables }, sizes });
+  const attended = await program.read(0, sizes), dispatches = Int32Array.of(program.dispatchCount);
   program.dispose();
   const result = {
-    attended,
-    dispatches,
-    keys: await device.readStorage(keys),
-    values: await device.readStorage(values),
+    ...{ attended, dispatches },
+    ...{ keys: await device.readStorage(keys), values: await device.readStorage(values) },
   };
   [keys, values, table].forEach((storage) => storage.release());
   return result;
 }
 
-Deno.test("a token rotated and written by attention itself changes no bit", async () => {
+Deno.test("tokens rotated and written by attention itself change no bit", async () => {
   for (const disable of [[], ["subgroups"]] as const) {
     const cpu = await openDevice({ disable });
     const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false }, Infinity, true);

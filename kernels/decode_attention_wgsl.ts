@@ -17,7 +17,7 @@ import {
   stageWgsl,
   unstage,
 } from "./decode_layout.ts";
-import { oneRowWgsl, seenWgsl } from "./attention_merge_wgsl.ts";
+import { ownRowWgsl, seenWgsl } from "./attention_merge_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 
@@ -216,7 +216,7 @@ fn greatest_of(line: u32) -> f32 {
 }`;
 }
 
-/** What a kernel adds where the row's own token is not in the pools yet: it comes from the product of q, k and v. */
+/** What a kernel adds where each row is a sequence's only one and not in the pools yet: it comes from the product of q, k and v. */
 export interface OwnToken {
   readonly inputs: readonly Port[];
   readonly outputs: readonly Port[];
@@ -231,11 +231,10 @@ export interface OwnToken {
 function rowStart(call: KernelCall<DecodeAttentionParams>, own: OwnToken | undefined): string {
   const { rows, sequences, maxBlocks } = sizesOf(call), shift = Math.log2(call.params.blockSize);
   if (!own) return `${rowWgsl(dimWgsl(rows))}\n${seenWgsl(sequences)}`;
-  return `let row = 0u;
-  let sequence = 0u;
-  let own_slot = slot_mapping(0u);
-  var block = block_tables(min(((chunk << 7u) + key) >> ${shift}u, ${maxBlocks - 1}u));
-  ${oneRowWgsl}`;
+  return `${rowWgsl(dimWgsl(rows))}
+  let own_slot = slot_mapping(row);
+  var block = block_tables(row * ${maxBlocks}u + min(((chunk << 7u) + key) >> ${shift}u, ${maxBlocks - 1}u));
+  ${ownRowWgsl}`;
 }
 
 /** WGSL of a lane's key in the pool: `n` keys of the tile are seen. */
@@ -252,7 +251,7 @@ function keySlot(call: KernelCall<DecodeAttentionParams>, own: OwnToken | undefi
   return `let fresh = tile + 1u == tiles && own_slot >= 0 && own_slot < ${slots};
     let known = n - select(0u, 1u, fresh);
     let position = (tile << 7u) + key;
-    if (tile != chunk) { block = block_tables(min(position >> ${shift}u, ${maxBlocks - 1}u)); }
+    if (tile != chunk) { block = block_tables(row * ${maxBlocks}u + min(position >> ${shift}u, ${maxBlocks - 1}u)); }
     ${slot("u32(max(block, 0))")}`;
 }
 

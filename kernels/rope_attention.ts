@@ -1,6 +1,7 @@
 /**
- * Split attention's first dispatch for a batch of one token, whose rotation and writes to the cache it does itself: a decode
- * step then has a dispatch less in each layer. No other query needs the new key, so whoever needs it makes it.
+ * Split attention's first dispatch for batches of one token a sequence, whose rotation and writes to the cache it does itself: a
+ * decode step then has a dispatch less in each layer. No other query needs the new key, so whoever needs it makes it. A graph says
+ * that each sequence has one token by giving tokens and sequences one and the same size.
  *
  * Every workgroup turns the queries of its heads. Those that have the last tile also turn the new key and put it, and the
  * new value, in their place in workgroup memory; one of them for each key head writes both to the pools. Values are rounded to
@@ -8,6 +9,7 @@
  *
  * @module
  */
+import { formatShape } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall, KernelSource, RewriteContext, TensorType } from "../tensor/kernel.ts";
 import { type Node, output, rewrittenKernel } from "../tensor/node.ts";
 import { sizesOf, TILE } from "./attention_layout.ts";
@@ -46,8 +48,8 @@ function turnWgsl(headDim: number, table: TensorType): string {
   const last = (table.shape[0] as number) - 1, partner = headDim / 8;
   return `
 struct Turned { first: vec4f, second: vec4f }
-fn turned(head: u32, low: u32) -> Turned {
-  let angles = u32(clamp(i32(positions(0u)), 0, ${last})) * ${headDim / 4}u + 2u * low;
+fn turned(row: u32, head: u32, low: u32) -> Turned {
+  let angles = u32(clamp(i32(positions(row)), 0, ${last})) * ${headDim / 4}u + 2u * low;
   let pair0 = table(angles);
   let pair1 = table(angles + 1u);
   let cosine = vec4f(pair0.xz, pair1.xz);
@@ -62,14 +64,14 @@ fn halves(a: vec4f, b: vec4f) -> vec4u {
   let d = vec4f(vec4<f16>(b));
   return vec4u(pack2x16float(c.xy), pack2x16float(c.zw), pack2x16float(d.xy), pack2x16float(d.zw));
 }
-fn own_key(head: u32, unit: u32) -> vec4u {
+fn own_key(row: u32, head: u32, unit: u32) -> vec4u {
   let second = unit >= ${headDim / 16}u;
   let low = 2u * unit - select(0u, ${partner}u, second);
-  let a = turned(head, low);
-  let b = turned(head, low + 1u);
+  let a = turned(row, head, low);
+  let b = turned(row, head, low + 1u);
   return halves(select(a.first, a.second, second), select(b.first, b.second, second));
 }
-fn own_value(head: u32, unit: u32) -> vec4u {
+fn own_value(row: u32, head: u32, unit: u32) -> vec4u {
   return halves(qkv(head + 2u * unit), qkv(head + 2u * unit + 1u));
 }`;
 }
@@ -77,7 +79,7 @@ fn own_value(head: u32, unit: u32) -> vec4u {
 function ownToken(call: KernelCall<RopeAttentionParams>, caps: Caps): OwnToken {
   const { rope, attention } = partsOf(call), { heads, kvHeads, headDim } = rope.params, vectors = headDim / 4;
   const { linesPerSplit, splits, lanes, sharesPerKvHead } = decodeLayoutOf(attention, caps);
-  const padded = linesPerSplit * splits, half = vectors / 2;
+  const padded = linesPerSplit * splits, half = vectors / 2, all = heads + 2 * kvHeads;
   return {
     inputs: [{ name: "qkv", width: 4 }, { name: "positions" }, { name: "slot_mapping" }, { name: "table", width: 4 }],
     outputs: [{ name: "next_keys", width: 4, raw: true }, { name: "next_values", width: 4, raw: true }],
@@ -86,7 +88,7 @@ function ownToken(call: KernelCall<RopeAttentionParams>, caps: Caps): OwnToken {
       for (var i = lane; i < ${padded * half}u; i += ${lanes}u) {
         let low = i / ${padded}u;
         let line = i % ${padded}u;
-        let both = turned(min(first_head + line, head_end - 1u) * ${vectors}u, low);
+        let both = turned(row, (row * ${all}u + min(first_head + line, head_end - 1u)) * ${vectors}u, low);
         queries[low * ${padded}u + line] = both.first;
         queries[(low + ${half}u) * ${padded}u + line] = both.second;
       }
@@ -95,7 +97,7 @@ function ownToken(call: KernelCall<RopeAttentionParams>, caps: Caps): OwnToken {
       const first = what === "key" ? heads : heads + kvHeads;
       return `if (fresh) {
         if (lane < ${row.units}u) {
-          let own = own_${what}((${first}u + kv_head) * ${vectors}u, lane);
+          let own = own_${what}(row, (row * ${all}u + ${first}u + kv_head) * ${vectors}u, lane);
           ${stageWgsl("(n - 1u)", "lane", "own", row)}
           if (share % ${sharesPerKvHead}u == 0u) {
             store_next_${what}s((u32(own_slot) * ${kvHeads}u + kv_head) * ${row.units}u + lane, own);
@@ -112,8 +114,8 @@ function wgsl(call: KernelCall<RopeAttentionParams>, caps: Caps): KernelSource {
 }
 
 /**
- * The joint kernel: qkv [1, (heads + 2 kvHeads) D], positions [1], slotMapping [1], table, keys and values pools (f16),
- * queryStart [2], contextLens [1], blockTables [1, B] to the outputs of `attentionPartialsKernel` and the pools' next versions.
+ * The joint kernel: qkv [T, (heads + 2 kvHeads) D], positions [T], slotMapping [T], table, keys and values pools (f16),
+ * queryStart [T + 1], contextLens [T], blockTables [T, B] to the outputs of `attentionPartialsKernel` and the pools' next versions.
  */
 export const ropeAttentionPartialsKernel: Kernel<RopeAttentionParams> = {
   name: "rope_attention_partials",
@@ -146,12 +148,12 @@ function fits(params: RopeAttentionParams, inputs: readonly TensorType[], caps: 
   const { rows, sequences } = sizesOf(attention), layout = decodeLayoutOf(attention, caps);
   const plain = eps === undefined && !traditional && rotaryDim === headDim && headDim % 16 === 0;
   const packed = caps.f16 && layout.packedKeys && layout.packedValues && layout.staged === TILE;
-  return rows === 1 && sequences === 1 && plain && packed;
+  return formatShape([rows]) === formatShape([sequences]) && plain && packed;
 }
 
 /**
- * The first dispatch of split attention joined with `ropeAndWriteKv`, where `inputs` (those of attention) come from it, the batch
- * is one token, and the pools are as the shader needs them.
+ * The first dispatch of split attention joined with `ropeAndWriteKv`, where `inputs` (those of attention) come from it, each
+ * sequence has one token, and the pools are as the shader needs them.
  */
 export function ropeAttentionPartials(
   inputs: readonly Node[],

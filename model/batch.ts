@@ -17,11 +17,19 @@ export interface BatchLimits {
   readonly maxBlocks: number;
   /** Most rows that need logits. */
   readonly maxLogitRows: number;
+  /**
+   * Each sequence has one token, and all need logits: the limits of tokens, sequences and rows are one. Attention then turns and
+   * writes keys by itself, and a layer has a dispatch less.
+   */
+  readonly decode?: boolean;
 }
 
 /** The inputs of a forward pass, all i32. */
 export interface Batch {
-  /** `[tokens]`: ids, sequence after sequence. */
+  /**
+   * `[tokens]`: ids, sequence after sequence. Where drawn tokens stay on the device, -1 - s is what slot s was given by an
+   * earlier step (`tokenIds`): a step can be made before the host has read the one ahead of it.
+   */
   readonly tokens: Node;
   /** `[tokens]`: position of each in its sequence, from 0. */
   readonly positions: Node;
@@ -33,14 +41,18 @@ export interface Batch {
   readonly contextLens: Node;
   /** `[sequences, maxBlocks]`: the blocks of each sequence's context, in order. */
   readonly blockTables: Node;
-  /** `[rows]`: the tokens that need logits. */
-  readonly logitRows: Node;
+  /** `[rows]`: the tokens that need logits; all do where there is none. */
+  readonly logitRows: Node | undefined;
+  /** `[rows]`: the slot that keeps the token drawn from each row of logits (`keepTokens`), for programs that keep them. */
+  readonly slots: Node;
 }
 
 /** The sizes and values of one step, by the names of {@linkcode batchInputs}. */
 export interface BatchValues {
-  /** Values of the inputs. */
-  readonly inputs: Readonly<Record<keyof Batch, Int32Array>>;
+  /** Values of the inputs; slots only for programs that keep tokens, logitRows only for those that choose rows. */
+  readonly inputs: Readonly<
+    Record<Exclude<keyof Batch, "slots" | "logitRows">, Int32Array> & { slots?: Int32Array; logitRows?: Int32Array }
+  >;
   /** Values of the symbolic sizes. */
   readonly sizes: { readonly tokens: number; readonly sequences: number; readonly rows: number };
 }
@@ -61,8 +73,9 @@ export interface BatchValues {
  */
 export function batchInputs(limits: BatchLimits): Batch {
   const size = (name: string, most: number): Dim => most === 1 ? 1 : new Sym(name, most);
-  const tokens = size("tokens", limits.maxTokens), sequences = size("sequences", limits.maxSequences);
-  const rows = size("rows", limits.maxLogitRows);
+  const { decode = false } = limits, tokens = size("tokens", limits.maxTokens);
+  const sequences = decode ? tokens : size("sequences", limits.maxSequences);
+  const rows = decode ? tokens : size("rows", limits.maxLogitRows);
   const whole = (name: keyof Batch, shape: Dim[]): Node => input(name, "i32", shape);
   return {
     tokens: whole("tokens", [tokens]),
@@ -71,6 +84,7 @@ export function batchInputs(limits: BatchLimits): Batch {
     queryStart: whole("queryStart", [limits.maxSequences + 1]),
     contextLens: whole("contextLens", [sequences]),
     blockTables: whole("blockTables", [sequences, limits.maxBlocks]),
-    logitRows: whole("logitRows", [rows]),
+    logitRows: decode ? undefined : whole("logitRows", [rows]),
+    slots: whole("slots", [rows]),
   };
 }
