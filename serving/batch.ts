@@ -4,65 +4,110 @@
  * @module
  */
 import type { BatchLimits, BatchValues } from "../model/batch.ts";
+import type { Scheduled } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
 
-/** A sequence and how many of its pending tokens a step computes. */
-export interface Scheduled {
-  readonly sequence: Sequence;
-  /** At least 1, at most what is pending. */
-  readonly numTokens: number;
+/** Which rows need logits, and where what is drawn from them stays. */
+export interface BatchRows {
+  /** Of each sequence that draws the last token, or all tokens of all. */
+  readonly rows: "drawing" | "all";
+  /** Slot of the first row's token; those of the others follow. */
+  readonly firstSlot?: number;
+  /** Slot of a token that is in flight. */
+  readonly slotOf?: (sequence: Sequence, position: number) => number | undefined;
 }
 
-/** Whether a step computes the last token of a sequence: then the next one can be drawn. */
-export function reachesEnd({ sequence, numTokens }: Scheduled): boolean {
-  return numTokens === sequence.numPendingTokens;
-}
+/** Makes the values of steps within limits. Its arrays are used again: values hold until the next step is built. */
+export class BatchBuilder {
+  readonly #limits: BatchLimits;
+  readonly #blockSize: number;
+  readonly #tokens: Int32Array;
+  readonly #positions: Int32Array;
+  readonly #slotMapping: Int32Array;
+  readonly #queryStart: Int32Array;
+  readonly #contextLens: Int32Array;
+  readonly #blockTables: Int32Array;
+  readonly #logitRows: Int32Array;
+  readonly #slots: Int32Array;
 
-/**
- * The values of a step. The sequences' block tables have to cover the tokens already.
- *
- * @param blockSize Tokens of a block.
- * @param rows Which tokens need logits: of each sequence the last, where the step reaches it, or all of them.
- * @throws {Error} where the step exceeds `limits`, or a table is too short.
- */
-export function buildBatch(
-  scheduled: readonly Scheduled[],
-  limits: BatchLimits,
-  blockSize: number,
-  rows: "last" | "all" = "last",
-): BatchValues {
-  const numTokens = scheduled.reduce((sum, { numTokens }) => sum + numTokens, 0);
-  const tokens = new Int32Array(numTokens), positions = tokens.slice(), slotMapping = tokens.slice();
-  const queryStart = new Int32Array(limits.maxSequences + 1).fill(numTokens);
-  const contextLens = new Int32Array(scheduled.length);
-  const blockTables = new Int32Array(scheduled.length * limits.maxBlocks);
-  const logitRows: number[] = [];
-  let row = 0;
-  scheduled.forEach((item, s) => {
-    const { sequence: { tokens: ids, numComputedTokens: first, blockTable }, numTokens: count } = item;
-    checkItem(item, limits, blockSize);
-    queryStart[s] = row;
-    contextLens[s] = first + count;
-    blockTables.set(blockTable, s * limits.maxBlocks);
-    for (let position = first; position < first + count; position++, row++) {
-      tokens[row] = ids[position]!;
-      positions[row] = position;
-      slotMapping[row] = blockTable[Math.floor(position / blockSize)]! * blockSize + position % blockSize;
-      if (rows === "all") logitRows.push(row);
-    }
-    if (rows === "last" && reachesEnd(item)) logitRows.push(row - 1);
-  });
-  const sizes = { tokens: numTokens, sequences: scheduled.length, rows: logitRows.length };
-  checkSizes(sizes, limits);
-  const inputs = { tokens, positions, slotMapping, queryStart, contextLens, blockTables };
-  return { inputs: { ...inputs, logitRows: Int32Array.from(logitRows) }, sizes };
-}
-
-function checkItem({ sequence, numTokens }: Scheduled, { maxBlocks }: BatchLimits, blockSize: number): void {
-  if (!(numTokens >= 1 && numTokens <= sequence.numPendingTokens)) {
-    throw new RangeError(`Cannot compute ${numTokens} tokens of a sequence: ${sequence.numPendingTokens} are pending`);
+  /** @param blockSize Tokens of a block. */
+  constructor(limits: BatchLimits, blockSize: number) {
+    const { maxTokens, maxSequences, maxBlocks, maxLogitRows } = limits;
+    this.#limits = limits;
+    this.#blockSize = blockSize;
+    this.#tokens = new Int32Array(maxTokens);
+    this.#positions = new Int32Array(maxTokens);
+    this.#slotMapping = new Int32Array(maxTokens);
+    this.#queryStart = new Int32Array(maxSequences + 1);
+    this.#contextLens = new Int32Array(maxSequences);
+    this.#blockTables = new Int32Array(maxSequences * maxBlocks);
+    this.#logitRows = new Int32Array(maxLogitRows);
+    this.#slots = new Int32Array(maxLogitRows);
   }
-  const end = sequence.numComputedTokens + numTokens, held = sequence.blockTable.length;
+
+  /**
+   * The values of a step. The sequences' block tables have to cover the tokens already.
+   *
+   * @throws {Error} where the step exceeds the limits, or a table is too short.
+   */
+  build(scheduled: readonly Scheduled[], options: BatchRows): BatchValues {
+    const limits = this.#limits, all = options.rows === "all";
+    const tokens = scheduled.reduce((sum, { numTokens }) => sum + numTokens, 0);
+    const rows = all ? tokens : scheduled.reduce((sum, item) => sum + (item.draws ? 1 : 0), 0);
+    const sizes = { tokens, sequences: scheduled.length, rows };
+    checkSizes(sizes, limits);
+    let token = 0, logitRow = 0;
+    this.#queryStart.fill(tokens);
+    scheduled.forEach((item, s) => {
+      checkItem(item, limits, this.#blockSize);
+      this.#queryStart[s] = token;
+      this.#contextLens[s] = item.start + item.numTokens;
+      this.#blockTables.set(item.sequence.blockTable, s * limits.maxBlocks);
+      this.#place(item, token, options);
+      token += item.numTokens;
+      if (all) { for (; logitRow < token; logitRow++) this.#logitRows[logitRow] = logitRow; }
+      else if (item.draws) this.#logitRows[logitRow++] = token - 1;
+    });
+    const { firstSlot } = options;
+    // A program for one row computes it even where a step draws nothing: what it draws then goes nowhere.
+    this.#slots.fill(-1);
+    if (firstSlot !== undefined) { for (let row = 0; row < rows; row++) this.#slots[row] = firstSlot + row; }
+    const inputs = {
+      tokens: this.#tokens.subarray(0, tokens),
+      positions: this.#positions.subarray(0, tokens),
+      slotMapping: this.#slotMapping.subarray(0, tokens),
+      queryStart: this.#queryStart,
+      contextLens: this.#contextLens.subarray(0, scheduled.length),
+      blockTables: this.#blockTables.subarray(0, scheduled.length * limits.maxBlocks),
+      ...(!limits.decode && { logitRows: this.#logitRows.subarray(0, rows) }),
+      ...(firstSlot !== undefined && { slots: this.#slots }),
+    };
+    return { inputs, sizes };
+  }
+
+  /** Ids, positions and places in the pool, from row `row` on. */
+  #place({ sequence, start, numTokens }: Scheduled, row: number, { slotOf }: BatchRows): void {
+    const { tokens, blockTable } = sequence, blockSize = this.#blockSize;
+    for (let position = start; position < start + numTokens; position++, row++) {
+      this.#tokens[row] = tokens[position] ?? inFlight(sequence, position, slotOf);
+      this.#positions[row] = position;
+      this.#slotMapping[row] = blockTable[Math.floor(position / blockSize)]! * blockSize + position % blockSize;
+    }
+  }
+}
+
+/** What stands for a token that has been drawn and not been read. */
+function inFlight(sequence: Sequence, position: number, slotOf: BatchRows["slotOf"]): number {
+  const slot = slotOf?.(sequence, position);
+  if (slot === undefined) throw new Error(`Cannot compute token ${position}: ${sequence.tokens.length} are known`);
+  return -1 - slot;
+}
+
+function checkItem({ sequence, start, numTokens }: Scheduled, { maxBlocks }: BatchLimits, blockSize: number): void {
+  const end = start + numTokens, held = sequence.blockTable.length;
+  if (!(numTokens >= 1 && start >= 0 && end <= sequence.length)) {
+    throw new RangeError(`Cannot compute tokens ${start} to ${end} of a sequence: it has ${sequence.length}`);
+  }
   if (held * blockSize < end) {
     throw new Error(`Cannot compute up to token ${end}: the sequence holds ${held} blocks of ${blockSize} tokens`);
   }

@@ -1,104 +1,168 @@
 /**
- * The loop that serves all requests of a model together. One rule, no phases of prefill and decode: every running sequence has
- * tokens that are not computed yet, and a step fills one budget of tokens, running sequences first, then waiting ones in
- * the order they came.
- *
- * A request is admitted when the blocks that it may grow to are there, beside those promised to the running ones: what runs
- * never runs out. Later requests wait.
+ * The loop that serves all requests of a model together, where the device is: token ids in and out, no text. Each round
+ * schedules, runs and postprocesses; the loop sleeps when there is nothing to do.
  *
  * @module
  */
-import type { Scheduled } from "./batch.ts";
-import { BlockManager } from "./block_manager.ts";
-import type { EngineStats } from "./engine_types.ts";
-import { Generation } from "./generation.ts";
+import type { FinishReason, TokenLogprob } from "./request.ts";
+import type { EngineClient, EngineOutput, EngineRequest, EngineStats, LogitsSink, OutputSink } from "./engine_types.ts";
+import { LookAhead } from "./look_ahead.ts";
 import { Turns } from "./macrotask.ts";
-import type { Runner, Sampled } from "./runner.ts";
+import { RateMeter } from "./rate_meter.ts";
+import type { Runner, StepResult } from "./runner.ts";
+import type { Details, Sampled } from "./sampler.ts";
+import type { Scheduled } from "./scheduled_step.ts";
+import { Scheduler, type SchedulerOptions } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
 
 /** What an engine works with. */
-export interface EngineOptions {
+export interface EngineOptions extends Omit<SchedulerOptions, "maxNumScoredTokens"> {
   /** Runs its steps. */
-  readonly runner: Pick<Runner, "run" | "logits" | "maxTokens" | "maxLogitsTokens">;
-  /** Blocks of the pool: at least one full context. */
-  readonly numBlocks: number;
-  /** Tokens of a block. */
-  readonly blockSize: number;
-  /** Most sequences of a step. */
-  readonly maxSequences: number;
+  readonly runner: Pick<Runner, "prepare" | "read" | "maxLogitsTokens">;
+  /** Most steps that are submitted before the first of them is read; 1: none ahead. */
+  readonly maxSteps: number;
+  /** Says what the device runs. */
+  readonly explain?: () => string;
+  /** Most bytes of the device that were in use at one time. */
+  readonly peakBytes?: () => number;
+  /** Frees what the engine ran on, once it is closed. */
+  readonly release?: () => void;
 }
 
-/** Takes a piece of logits: those of the tokens from index `first` on. */
-export type LogitsSink = (first: number, logits: Float32Array<ArrayBuffer>) => void;
+/** A request that is not over. */
+interface Request {
+  readonly id: number;
+  readonly asked: EngineRequest;
+  readonly sink: OutputSink;
+  readonly arrived: number;
+  /** Samples that are not over, by their index. */
+  readonly samples: Map<number, Sample>;
+  queuedMs: number | undefined;
+}
 
-/** Logits of a whole sequence, computed a piece a turn, between the steps of the others. */
-interface LogitsJob {
+/** One of the answers to a request. */
+interface Sample {
+  readonly request: Request;
+  readonly index: number;
   readonly sequence: Sequence;
-  /** Tokens that the sequence may reach: those it has. */
-  readonly maxLength: number;
+  /** Whether an output has said how long it waited. */
+  told: boolean;
+  /** What was drawn since the last output. */
+  tokens: number[];
+  logprobs: number[];
+  tops: (readonly TokenLogprob[])[];
+}
+
+/** Logits of a whole sequence. */
+interface LogitsJob {
   readonly sink: LogitsSink;
   readonly resolve: () => void;
   readonly reject: (cause: Error) => void;
 }
 
-const NO_WORK = {
-  ...{ prefixHits: 0, prefixMisses: 0, preemptions: 0, steps: 0, promptTokens: 0, generatedTokens: 0 },
-  ...{ promptTokensPerSecond: 0, generatedTokensPerSecond: 0, schedulingMs: 0, peakBytes: 0 },
-};
-
-/** A scheduled generation. */
-interface ScheduledGeneration extends Scheduled {
-  readonly generation: Generation;
-}
-
-/** Serves generations and requests for logits, all in one loop that sleeps when there is nothing to do. */
-export class Engine {
-  readonly blocks: BlockManager;
+/** Serves requests in the thread that it lives in. */
+export class Engine implements EngineClient {
+  readonly scheduler: Scheduler;
   readonly #options: EngineOptions;
-  readonly #waiting: (Generation | LogitsJob)[] = [];
-  readonly #running: Generation[] = [];
-  readonly #jobs: LogitsJob[] = [];
-  readonly #promised = new Map<Sequence, number>();
+  readonly #lookAhead: LookAhead;
+  readonly #requests = new Map<number, Request>();
+  readonly #samples = new Map<Sequence, Sample>();
+  readonly #jobs = new Map<Sequence, LogitsJob>();
+  readonly #promptMeter = new RateMeter();
+  readonly #generatedMeter = new RateMeter();
+  #steps = 0;
   #loop: Promise<void> | undefined;
+  #closing: Promise<void> | undefined;
   #closed: Error | undefined;
 
   /** An engine without requests. */
   constructor(options: EngineOptions) {
+    const { runner, maxSteps } = options;
     this.#options = options;
-    this.blocks = new BlockManager(options.numBlocks, options.blockSize);
+    this.scheduler = new Scheduler({ ...options, maxNumScoredTokens: runner.maxLogitsTokens });
+    const detailsOf = (scheduled: Scheduled): Details => this.#detailsOf(scheduled);
+    this.#lookAhead = new LookAhead({ scheduler: this.scheduler, runner, maxSteps, detailsOf });
   }
 
   /** Requests that are not over. */
   get numRequests(): number {
-    return this.#waiting.length + this.#running.length + this.#jobs.length;
+    return this.#requests.size + this.#jobs.size;
   }
 
-  /** What it is doing. */
-  stats(): EngineStats {
-    const running = this.#running.length, waiting = this.#waiting.length;
-    const { numBlocks: blocks, numFreeBlocks: free, blockSize } = this.blocks;
-    return { ...NO_WORK, running, waiting, blocks, usedBlocks: blocks - free, blockSize };
-  }
-
-  /** Takes a request. Its chunks come from {@linkcode Generation.chunks}. */
-  submit(generation: Generation): void {
+  addRequest(asked: EngineRequest, sink: OutputSink): void {
     if (this.#closed) throw this.#closed;
-    this.#waiting.push(generation);
+    const { id, prompt, maxTokens, priority, cacheSalt, sampling, n } = asked;
+    if (this.#requests.has(id)) throw new Error(`Cannot take request ${id}: one of that number is not over`);
+    const request: Request = { id, asked, sink, arrived: performance.now(), samples: new Map(), queuedMs: undefined };
+    const maxLength = prompt.length + maxTokens;
+    const options = { maxLength, priority, ...(cacheSalt !== undefined && { salt: cacheSalt }) };
+    const first = new Sequence(prompt, sampling, options);
+    const seed = BigInt(sampling.seed ?? 0);
+    const forks = Array.from({ length: n - 1 }, (_, i) => first.fork({ ...sampling, seed: seed + BigInt(i + 1) }));
+    try {
+      this.scheduler.add(first, forks);
+    } catch (cause) {
+      sink.fail(cause as Error);
+      return;
+    }
+    this.#requests.set(id, request);
+    [first, ...forks].forEach((sequence, index) => {
+      const sample: Sample = { request, index, sequence, told: false, tokens: [], logprobs: [], tops: [] };
+      request.samples.set(index, sample);
+      this.#samples.set(sequence, sample);
+    });
     this.#start();
   }
 
-  /** Computes the logits of all tokens, and hands them over in pieces, in order. */
+  abort(id: number, index?: number): void {
+    const samples = this.#requests.get(id)?.samples ?? new Map<number, Sample>();
+    for (const sample of [...samples.values()]) {
+      if (index === undefined || index === sample.index) this.#finish(sample, "abort");
+    }
+  }
+
   logits(tokens: readonly number[], sink: LogitsSink): Promise<void> {
     if (this.#closed) return Promise.reject(this.#closed);
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ sequence: new Sequence(tokens), maxLength: tokens.length, sink, resolve, reject });
+      const sequence = new Sequence(tokens, {}, { task: "score" });
+      this.scheduler.add(sequence);
+      this.#jobs.set(sequence, { sink, resolve, reject });
       this.#start();
     });
   }
 
-  /** Ends all requests with an error, and waits for the step under way. */
-  async close(cause: Error): Promise<void> {
+  stats(): EngineStats {
+    const { scheduler } = this, { blocks } = scheduler;
+    return {
+      waiting: scheduler.numWaiting,
+      running: scheduler.numRunning,
+      blocks: blocks.numBlocks,
+      usedBlocks: blocks.numBlocks - blocks.numFreeBlocks,
+      blockSize: blocks.blockSize,
+      prefixHits: blocks.numHitTokens,
+      prefixMisses: blocks.numMissTokens,
+      preemptions: scheduler.numPreemptions,
+      steps: this.#steps,
+      promptTokens: this.#promptMeter.total,
+      generatedTokens: this.#generatedMeter.total,
+      promptTokensPerSecond: this.#promptMeter.perSecond,
+      generatedTokensPerSecond: this.#generatedMeter.perSecond,
+      schedulingMs: this.#lookAhead.schedulingMs,
+      peakBytes: this.#options.peakBytes?.() ?? 0,
+    };
+  }
+
+  explain(): Promise<string> {
+    return Promise.resolve(this.#options.explain?.() ?? "");
+  }
+
+  close(cause: Error): Promise<void> {
     this.#closed ??= cause;
+    return this.#closing ??= this.idle().then(() => this.#options.release?.());
+  }
+
+  /** Resolves when all requests are over and no step is under way. */
+  async idle(): Promise<void> {
     await this.#loop;
   }
 
@@ -106,16 +170,19 @@ export class Engine {
     this.#loop ??= this.#work();
   }
 
+  get #hasWork(): boolean {
+    return this.#samples.size > 0 || this.#jobs.size > 0 || this.#lookAhead.isBusy;
+  }
+
   /** Each round starts in a turn of its own, so that signals and requests made meanwhile count in it. */
   async #work(): Promise<void> {
     const turns = new Turns();
     try {
-      while (this.numRequests > 0) {
+      while (this.#hasWork) {
         await turns.next();
         try {
           if (this.#closed) throw this.#closed;
           await this.step();
-          await this.#advanceJob();
         } catch (cause) {
           this.#failAll(cause instanceof Error ? cause : new Error(String(cause)));
         }
@@ -126,109 +193,112 @@ export class Engine {
     }
   }
 
-  /** One step: schedule, run, postprocess. */
+  /** One round: some steps are scheduled and run, and what they drew is postprocessed. */
   async step(): Promise<void> {
-    const scheduled = this.#schedule();
-    if (scheduled.length === 0) return;
-    const logprobs = scheduled.some(({ generation }) => generation.parameters.logprobs !== undefined);
-    const sampled = await this.#options.runner.run({ scheduled, logprobs });
-    this.#postprocess(scheduled, sampled);
+    const results = await this.#lookAhead.advance();
+    if (results.length === 0 && this.#hasWork) {
+      throw new Error("Cannot go on: there are requests, and none can be computed");
+    }
+    this.#postprocess(results);
   }
 
-  #schedule(): ScheduledGeneration[] {
-    this.#dropEnded();
-    const scheduled: ScheduledGeneration[] = [];
-    let budget = this.#options.runner.maxTokens;
-    const take = (generation: Generation): void => {
-      const { sequence } = generation, numTokens = Math.min(budget, sequence.numPendingTokens);
-      this.blocks.append(sequence, numTokens);
-      scheduled.push({ generation, sequence, numTokens });
-      budget -= numTokens;
+  #postprocess(results: readonly StepResult[]): void {
+    const touched = new Set<Sample>(), now = performance.now();
+    let promptTokens = 0, generated = 0;
+    for (const result of results) {
+      for (const item of result.step.scheduled) promptTokens += this.#begin(item, now);
+      for (const { sequence, sampled } of result.drawn) {
+        const sample = this.#samples.get(sequence);
+        if (!sample) continue; // it ended before: what ran past its end is dropped
+        generated++;
+        touched.add(sample);
+        this.#accept(sample, sampled);
+      }
+      if (result.logits) this.#score(result.step.scheduled[0]!, result.logits);
+      this.scheduler.retire(result.step.number);
+      this.#steps++;
+    }
+    this.#promptMeter.add(promptTokens, now);
+    this.#generatedMeter.add(generated, now);
+    for (const sample of touched) this.#tell(sample);
+  }
+
+  /** Notes when a sequence's first tokens were computed, and says how many of its prompt a step computed. */
+  #begin({ sequence, start, numTokens }: Scheduled, now: number): number {
+    const request = this.#samples.get(sequence)?.request;
+    if (request) request.queuedMs ??= now - request.arrived;
+    return Math.max(0, Math.min(start + numTokens, sequence.numPromptTokens) - start);
+  }
+
+  /** Takes the next token of a sample, or ends it. */
+  #accept(sample: Sample, { token, logprob, top }: Sampled): void {
+    const { sequence, request: { asked } } = sample;
+    if (asked.stopTokenIds.has(token)) return this.#finish(sample, "stop");
+    sequence.append(token);
+    sample.tokens.push(token);
+    if (asked.logprobs !== undefined) {
+      sample.logprobs.push(logprob!);
+      if (asked.logprobs > 0) sample.tops.push(top!.slice(0, asked.logprobs));
+    }
+    if (sequence.length - sequence.numInFlight >= Math.min(sequence.maxLength, this.#options.contextLength)) {
+      this.#finish(sample, "length");
+    }
+  }
+
+  #finish(sample: Sample, reason: FinishReason): void {
+    this.scheduler.finish(sample.sequence);
+    this.#samples.delete(sample.sequence);
+    const { samples, id } = sample.request;
+    samples.delete(sample.index);
+    if (samples.size === 0) this.#requests.delete(id);
+    this.#tell(sample, reason);
+  }
+
+  /** Hands over what is new of a sample. */
+  #tell(sample: Sample, finishReason?: FinishReason): void {
+    const { request: { id, asked, sink, queuedMs }, index, sequence, tokens, logprobs, tops } = sample;
+    if (tokens.length === 0 && !finishReason) return;
+    const output: EngineOutput = {
+      id,
+      index,
+      tokens,
+      ...(asked.logprobs !== undefined && { logprobs }),
+      ...((asked.logprobs ?? 0) > 0 && { topLogprobs: tops }),
+      ...(!sample.told && { queuedMs: queuedMs ?? 0, cachedTokens: sequence.numHitTokens }),
+      ...(finishReason && { finishReason }),
     };
-    for (const generation of this.#running) if (budget > 0) take(generation);
-    while (this.#waiting.length > 0) {
-      const next = this.#waiting[0]!, generates = next instanceof Generation;
-      if (generates && (budget === 0 || this.#running.length === this.#options.maxSequences)) break;
-      if (!this.#promise(next)) break;
-      this.#waiting.shift();
-      if (!generates) this.#jobs.push(next);
-      else {
-        this.#running.push(next);
-        next.admit();
-        take(next);
-      }
-    }
-    return scheduled;
+    sample.told = true;
+    sample.tokens = [];
+    sample.logprobs = [];
+    sample.tops = [];
+    sink.output(output);
   }
 
-  #postprocess(scheduled: readonly ScheduledGeneration[], sampled: readonly (Sampled | undefined)[]): void {
-    scheduled.forEach(({ generation }, i) => {
-      const drawn = sampled[i];
-      if (drawn && generation.open) {
-        generation.accept(generation.parameters.logprobs !== undefined ? drawn : { token: drawn.token });
-      }
-    });
-    this.#dropEnded();
+  #detailsOf({ sequence }: Scheduled): Details {
+    const count = this.#samples.get(sequence)?.request.asked.logprobs;
+    return count === undefined ? "none" : count > 0 ? "top" : "logprob";
   }
 
-  /** Lets go of what has ended or was aborted, waiting requests too. */
-  #dropEnded(): void {
-    const ended = [...this.#running, ...this.#waiting].filter((request) =>
-      request instanceof Generation && !request.open
-    );
-    for (const generation of ended as Generation[]) {
-      for (const list of [this.#running, this.#waiting]) {
-        const at = list.indexOf(generation);
-        if (at >= 0) list.splice(at, 1);
-      }
-      this.#retire(generation);
-    }
-  }
-
-  #retire(generation: Generation): void {
-    this.#release(generation.sequence);
-    generation.abort();
-    generation.retire();
-  }
-
-  /** Reserves the blocks that a sequence may grow to, if they are there beside those promised already. */
-  #promise({ sequence, maxLength }: Generation | LogitsJob): boolean {
-    const blocks = this.blocks.blocksFor(maxLength);
-    const taken = [...this.#promised.values()].reduce((sum, count) => sum + count, 0);
-    if (taken + blocks > this.blocks.numBlocks) return false;
-    this.#promised.set(sequence, blocks);
-    return true;
-  }
-
-  #release(sequence: Sequence): void {
-    this.blocks.free(sequence);
-    this.#promised.delete(sequence);
-  }
-
-  /** Computes one piece of the first job. */
-  async #advanceJob(): Promise<void> {
-    const job = this.#jobs[0];
+  /** Hands over logits of a sequence; with the last of them it is done. */
+  #score({ sequence, start, numTokens }: Scheduled, logits: Float32Array<ArrayBuffer>): void {
+    const job = this.#jobs.get(sequence);
     if (!job) return;
-    const { sequence, sink } = job, first = sequence.numComputedTokens;
-    const numTokens = Math.min(this.#options.runner.maxLogitsTokens, sequence.numPendingTokens);
-    this.blocks.append(sequence, numTokens);
-    sink(first, await this.#options.runner.logits([{ sequence, numTokens }]));
-    if (sequence.numPendingTokens > 0) return;
-    this.#jobs.shift();
-    this.#release(sequence);
+    job.sink(start, logits);
+    if (start + numTokens < sequence.length) return;
+    this.scheduler.finish(sequence);
+    this.#jobs.delete(sequence);
     job.resolve();
   }
 
   /** A step failed: nobody may wait for an answer that never comes. */
   #failAll(cause: Error): void {
-    for (const request of [...this.#running.splice(0), ...this.#jobs.splice(0), ...this.#waiting.splice(0)]) {
-      if (request instanceof Generation) {
-        request.fail(cause);
-        this.#retire(request);
-      } else {
-        this.#release(request.sequence);
-        request.reject(cause);
-      }
-    }
+    const requests = [...this.#requests.values()], jobs = [...this.#jobs.values()];
+    this.#requests.clear();
+    this.#samples.clear();
+    this.#jobs.clear();
+    this.scheduler.clear();
+    this.#lookAhead.reset();
+    for (const { sink } of requests) sink.fail(cause);
+    for (const { reject } of jobs) reject(cause);
   }
 }

@@ -1,47 +1,84 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { Engine } from "./engine.ts";
-import { Generation, type GenerationRequest } from "./generation.ts";
-import type { Completion, SamplingOptions } from "./request.ts";
+import type { EngineRequest } from "./engine_types.ts";
+import { Generation } from "./generation.ts";
 import { resolveParameters } from "./parameters.ts";
-import type { Sampled, Step } from "./runner.ts";
+import type { Completion, SamplingOptions } from "./request.ts";
+import type { PreparedStep, StepResult, SubmittedStep } from "./runner.ts";
+import type { ScheduledStep } from "./scheduled_step.ts";
+import type { Sequence } from "./sequence.ts";
 
 const CONTEXT = 64;
 
 /** A runner without a GPU: the next token is the last one plus 1, so every answer is known. */
 class CountingRunner {
-  readonly maxTokens = 16;
   readonly maxLogitsTokens = 4;
+  /** Tokens of each sequence in each step that was submitted. */
   readonly steps: number[][] = [];
+  /** Steps of each read. */
+  readonly runs: number[] = [];
   failure: Error | undefined;
   onStep: () => void = () => {};
+  readonly #drawn = new Map<Sequence, number[]>();
 
-  async run({ scheduled }: Step): Promise<(Sampled | undefined)[]> {
+  prepare(step: ScheduledStep): PreparedStep {
+    const drawing = step.scheduled.filter(({ draws }) => draws).map(({ sequence }) => sequence);
+    const readLogits = step.task === "score" ? (): Promise<Float32Array<ArrayBuffer>> => logitsOf(step) : undefined;
+    const submitted = { step, drawing, firstSlot: 0, readDetails: undefined, readLogits };
+    return {
+      submit: (): SubmittedStep => {
+        if (step.task === "generate") this.steps.push(step.scheduled.map(({ numTokens }) => numTokens));
+        return submitted;
+      },
+    };
+  }
+
+  async read(steps: readonly SubmittedStep[]): Promise<StepResult[]> {
     await Promise.resolve();
     if (this.failure) throw this.failure;
-    this.steps.push(scheduled.map(({ numTokens }) => numTokens));
+    this.runs.push(steps.length);
     this.onStep();
-    return scheduled.map(({ sequence, numTokens }) => {
-      sequence.numComputedTokens += numTokens;
-      return sequence.numPendingTokens === 0 ? { token: sequence.tokens.at(-1)! + 1 } : undefined;
-    });
+    const results: StepResult[] = [];
+    for (const { step, drawing, readLogits } of steps) {
+      const drawn = drawing.map((sequence) => ({ sequence, sampled: { token: this.#next(sequence) } }));
+      results.push({ step, drawn, logits: await readLogits?.() });
+    }
+    return results;
   }
 
-  logits(scheduled: Step["scheduled"]): Promise<Float32Array<ArrayBuffer>> {
-    const { sequence, numTokens } = scheduled[0]!, first = sequence.numComputedTokens;
-    sequence.numComputedTokens += numTokens;
-    return Promise.resolve(Float32Array.from(sequence.tokens.slice(first, first + numTokens)));
+  /** Counts up from the prompt's last token, whatever the engine has made of the tokens since. */
+  #next(sequence: Sequence): number {
+    const drawn = this.#drawn.get(sequence) ?? [];
+    this.#drawn.set(sequence, drawn);
+    drawn.push(sequence.tokens[sequence.numPromptTokens - 1]! + drawn.length + 1);
+    return drawn.at(-1)!;
   }
 }
 
-function setUp(numBlocks = 32): { runner: CountingRunner; engine: Engine } {
-  const runner = new CountingRunner();
-  return { runner, engine: new Engine({ runner, numBlocks, blockSize: 4, maxSequences: 3 }) };
+/** Of each token a row of one logit: its id. */
+function logitsOf({ scheduled }: ScheduledStep): Promise<Float32Array<ArrayBuffer>> {
+  const { sequence, start, numTokens } = scheduled[0]!;
+  return Promise.resolve(Float32Array.from(sequence.tokens.slice(start, start + numTokens)));
 }
 
-function request(prompt: number[], options: SamplingOptions & Pick<GenerationRequest, "signal">): Generation {
+function setUp(numBlocks = 32, maxSteps = 1): { runner: CountingRunner; engine: Engine } {
+  const runner = new CountingRunner(), limits = { maxNumSeqs: 3, maxNumBatchedTokens: 16, contextLength: CONTEXT };
+  return { runner, engine: new Engine({ runner, numBlocks, blockSize: 4, maxSteps, prefixCache: false, ...limits }) };
+}
+
+let requests = 0;
+
+/** Submits, and returns the text's side of it. */
+function submit(engine: Engine, prompt: number[], options: SamplingOptions & { signal?: AbortSignal }): Generation {
   const defaults = { generation: { eosTokenIds: [] }, eosTokenIds: [99], vocabSize: 1000 };
-  const parameters = resolveParameters(options, defaults);
-  return new Generation({ prompt, parameters, contextLength: CONTEXT, signal: options.signal });
+  const parameters = resolveParameters(options, defaults), id = requests++;
+  const abort = (index?: number): void => engine.abort(id, index);
+  const generation = new Generation({ promptTokens: prompt.length, parameters, abort, signal: options.signal });
+  const { sampling, maxTokens, stopTokenIds, n, priority } = parameters;
+  const request: EngineRequest = { id, prompt, sampling, maxTokens, stopTokenIds, n, priority };
+  engine.addRequest(request, generation);
+  generation.watch();
+  return generation;
 }
 
 async function answerOf(generation: Generation): Promise<Pick<Completion, "tokens" | "finishReason">> {
@@ -54,10 +91,20 @@ async function answerOf(generation: Generation): Promise<Pick<Completion, "token
 }
 
 /** Submits and reads to the end. */
-function ask(engine: Engine, prompt: number[], options: Parameters<typeof request>[1]): ReturnType<typeof answerOf> {
-  const generation = request(prompt, options);
-  engine.submit(generation);
-  return answerOf(generation);
+async function ask(
+  engine: Engine,
+  prompt: number[],
+  options: Parameters<typeof submit>[2],
+): ReturnType<typeof answerOf> {
+  return await answerOf(submit(engine, prompt, options));
+}
+
+/** Nothing is left, and nothing lost. */
+async function assertIdle(engine: Engine): Promise<void> {
+  await engine.idle();
+  const { blocks } = engine.scheduler;
+  blocks.assertConsistent([]);
+  assertEquals([engine.numRequests, blocks.numFreeBlocks], [0, blocks.numBlocks]);
 }
 
 Deno.test("requests made together are computed together, and each gets its own answer", async () => {
@@ -73,7 +120,7 @@ Deno.test("requests made together are computed together, and each gets its own a
     { tokens: [98], finishReason: "stop" },
   ]);
   assertEquals(runner.steps, [[2, 1, 1], [1, 1, 1], [1]]);
-  engine.blocks.assertConsistent([]);
+  await assertIdle(engine);
 });
 
 Deno.test("a long prompt is computed in chunks, beside what runs", async () => {
@@ -84,7 +131,7 @@ Deno.test("a long prompt is computed in chunks, beside what runs", async () => {
 });
 
 Deno.test("a request waits for sequences and blocks, in its turn", async () => {
-  const { runner, engine } = setUp(16);
+  const { engine } = setUp(16);
   const order: string[] = [];
   const named = (name: string, prompt: number[]): Promise<unknown> =>
     ask(engine, prompt, { maxTokens: 20 }).then(() => order.push(name));
@@ -94,8 +141,7 @@ Deno.test("a request waits for sequences and blocks, in its turn", async () => {
     named("small", [1]),
   ]);
   assertEquals(order, ["first", "large", "small"]);
-  assertEquals(Math.max(...runner.steps.map((step) => step.length)), 1, "60 and 40 tokens do not share 64");
-  engine.blocks.assertConsistent([]);
+  await assertIdle(engine);
 });
 
 Deno.test("generation ends with the context", async () => {
@@ -112,26 +158,24 @@ Deno.test("a signal ends a request within a step, running or waiting", async () 
   };
   const answers = [
     ask(engine, [1], { maxTokens: 50, signal }),
-    ask(engine, [5], { maxTokens: 50, signal }),
+    ask(engine, Array(60).fill(5), { signal }), // does not fit beside the other
   ];
   assertEquals(await Promise.all(answers), [
     { tokens: [2, 3], finishReason: "abort" },
     { tokens: [], finishReason: "abort" },
   ]);
   assertEquals(runner.steps.length, 3);
-  engine.blocks.assertConsistent([]);
+  await assertIdle(engine);
 });
 
 Deno.test("who stops reading frees the blocks", async () => {
   const { runner, engine } = setUp();
-  const generation = request([1], {});
-  engine.submit(generation);
+  const generation = submit(engine, [1], {});
   for await (const chunk of generation.chunks()) if (chunk.tokens[0] === 3) break;
   generation.abandon();
   await generation.retired;
-  engine.blocks.assertConsistent([]);
-  const { length } = runner.steps;
-  assertEquals([length < 5, engine.numRequests], [true, 0]);
+  await assertIdle(engine);
+  assertEquals(runner.steps.length < 5, true);
 });
 
 Deno.test("a failed step rejects everyone who waits, and the engine goes on", async () => {
@@ -141,7 +185,7 @@ Deno.test("a failed step rejects everyone who waits, and the engine goes on", as
   await Promise.all(
     waiting.map((answer) => assertRejects(() => answer as Promise<unknown>, Error, "the device is gone")),
   );
-  engine.blocks.assertConsistent([]);
+  await assertIdle(engine);
   runner.failure = undefined;
   assertEquals((await ask(engine, [1], { maxTokens: 1 })).tokens, [2]);
 });
@@ -156,7 +200,7 @@ Deno.test("logits come in pieces between the steps of others, and are not starve
   assertEquals(pieces.length, 13);
   assertEquals(pieces.flatMap(([, values]) => values), Array.from({ length: 50 }, (_, i) => i));
   assertEquals(pieces.at(-1)![0], 48);
-  engine.blocks.assertConsistent([]);
+  await assertIdle(engine);
 });
 
 Deno.test("timers run between steps", async () => {
@@ -178,7 +222,47 @@ Deno.test("a closed engine ends what runs and takes nothing more", async () => {
   const rejected = assertRejects(() => answer, Error, "closed");
   await engine.close(new Error("closed"));
   await rejected;
-  assertThrows(() => engine.submit(request([1], {})), Error, "closed");
+  assertThrows(() => submit(engine, [1], {}), Error, "closed");
   await assertRejects(() => engine.logits([1], () => {}), Error, "closed");
-  engine.blocks.assertConsistent([]);
+  await assertIdle(engine);
+});
+
+Deno.test("steps are submitted ahead in runs, and what runs past an end is dropped", async () => {
+  const { runner, engine } = setUp(32, 4);
+  const answers = await Promise.all([
+    ask(engine, [10], { maxTokens: 30 }),
+    ask(engine, [90], { maxTokens: 30 }),
+    ask(engine, [50, 51], { maxTokens: 7 }),
+  ]);
+  assertEquals(answers, [
+    { tokens: Array.from({ length: 30 }, (_, i) => 11 + i), finishReason: "length" },
+    { tokens: Array.from({ length: 8 }, (_, i) => 91 + i), finishReason: "stop" },
+    { tokens: Array.from({ length: 7 }, (_, i) => 52 + i), finishReason: "length" },
+  ]);
+  assertEquals(Math.max(...runner.runs), 4);
+  assertEquals(runner.runs.reduce((a, b) => a + b), runner.steps.length, "every step is read");
+  await assertIdle(engine);
+});
+
+Deno.test("samples of one prompt are answers of one request", async () => {
+  const { runner, engine } = setUp(32, 4);
+  const generation = submit(engine, [10, 11, 12, 13, 14], { n: 3, maxTokens: 4 });
+  const tokens: number[][] = [[], [], []];
+  let last;
+  for await (const chunk of generation.chunks()) {
+    tokens[chunk.index]!.push(...chunk.tokens);
+    last = chunk;
+  }
+  assertEquals(tokens, Array(3).fill([15, 16, 17, 18]));
+  assertEquals(last!.usage, { promptTokens: 5, completionTokens: 12, cachedTokens: 0 });
+  assertEquals(runner.steps[0], [5], "the prompt is computed once");
+  await assertIdle(engine);
+});
+
+Deno.test("a request that can never fit is refused with the numbers, and others go on", async () => {
+  const { engine } = setUp(4);
+  const other = ask(engine, [1], { maxTokens: 3 });
+  await assertRejects(() => ask(engine, [1, 2], { maxTokens: 20 }), RangeError, "needs 6 blocks of 4, the pool has 4");
+  assertEquals((await other).tokens, [2, 3, 4]);
+  await assertIdle(engine);
 });

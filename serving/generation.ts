@@ -1,100 +1,95 @@
 /**
- * One request on its way: its sequence, the text that its tokens become, and the chunks that wait for its reader.
+ * One request on its way, in the caller's thread: the text that its tokens become, and the chunks that wait for its reader.
  *
  * @module
  */
 import { StreamingDetokenizer } from "../model/detokenizer.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
+import type { EngineOutput, OutputSink } from "./engine_types.ts";
 import type { GenerationParameters } from "./parameters.ts";
-import type { Chunk, FinishReason, Timings } from "./request.ts";
-import type { Sampled } from "./runner.ts";
-import { Sequence } from "./sequence.ts";
+import type { Chunk, Timings } from "./request.ts";
 import { StopStrings } from "./stop_strings.ts";
 
 /** What a generation is made of. */
 export interface GenerationRequest {
-  /** Ids to continue, at least one. */
-  readonly prompt: readonly number[];
+  /** Tokens of the prompt. */
+  readonly promptTokens: number;
   /** How. */
   readonly parameters: GenerationParameters;
   /** Turns ids into text; without it there is none. */
   readonly tokenizer?: Tokenizer | undefined;
+  /** Asks the engine to end a sample, or all of them. */
+  readonly abort: (index?: number) => void;
   /** Aborting ends the generation within a step. */
   readonly signal?: AbortSignal | undefined;
-  /** Most tokens of prompt and answer together. */
-  readonly contextLength: number;
+}
+
+/** The text of one sample. */
+interface SampleText {
+  readonly detokenizer: StreamingDetokenizer | undefined;
+  readonly stops: StopStrings;
+  /** Whether its reader has got its last chunk. */
+  ended: boolean;
+  /** Whether the engine has let go of it. */
+  retired: boolean;
 }
 
 /** A request that is waiting, running or over. */
-export class Generation {
-  readonly sequence: Sequence;
-  readonly parameters: GenerationParameters;
-  /** Tokens that the sequence may reach: how far its blocks may grow. */
-  readonly maxLength: number;
-  /** Resolves once the engine has let go of it and its blocks are free. */
+export class Generation implements OutputSink {
+  /** Resolves once the engine has let go of it. */
   readonly retired: Promise<void>;
   #retire!: () => void;
   readonly #request: GenerationRequest;
-  readonly #detokenizer: StreamingDetokenizer | undefined;
-  readonly #stops: StopStrings;
+  readonly #samples: readonly SampleText[];
   readonly #clock = new Clock();
   readonly #chunks: Chunk[] = [];
-  #state: "open" | "abandoned" | "finished" | { readonly failure: Error } = "open";
+  readonly #onAbort = (): void => this.#request.abort();
+  #completionTokens = 0;
+  #cachedTokens = 0;
+  #failure: Error | undefined;
   #wake: () => void = () => {};
 
   /** A request of which nothing has happened yet. */
   constructor(request: GenerationRequest) {
-    const { prompt, parameters, tokenizer, contextLength } = request;
+    const { parameters: { n, stop }, tokenizer } = request;
     this.#request = request;
-    this.parameters = parameters;
-    this.sequence = new Sequence(prompt, parameters.sampling);
-    this.maxLength = Math.min(contextLength, prompt.length + parameters.maxTokens);
-    this.#detokenizer = tokenizer && new StreamingDetokenizer(tokenizer);
-    this.#stops = new StopStrings(parameters.stop);
+    this.#samples = Array.from({ length: n }, () => ({
+      detokenizer: tokenizer && new StreamingDetokenizer(tokenizer),
+      stops: new StopStrings(stop),
+      ended: false,
+      retired: false,
+    }));
     this.retired = new Promise((resolve) => this.#retire = resolve);
   }
 
-  /** Whether the engine should go on with it. */
-  get open(): boolean {
-    return this.#state === "open" && !this.#request.signal?.aborted;
+  /** Lets its signal end it, from now on. */
+  watch(): void {
+    const { signal } = this.#request;
+    if (signal?.aborted) this.#onAbort();
+    else signal?.addEventListener("abort", this.#onAbort);
   }
 
-  /** Says that its first step comes now: the prompt's rate counts from here. */
-  admit(): void {
-    this.#clock.admitted ??= performance.now();
+  output(output: EngineOutput): void {
+    const { index, finishReason, queuedMs, cachedTokens } = output;
+    const sample = this.#samples[index]!;
+    if (queuedMs !== undefined) this.#clock.queuedMs ??= queuedMs;
+    if (index === 0) this.#cachedTokens = cachedTokens ?? this.#cachedTokens;
+    if (!sample.ended) this.#take(sample, output);
+    if (!finishReason) return;
+    sample.retired = true;
+    if (this.#samples.every(({ retired }) => retired)) this.#settle();
   }
 
-  /** Takes the next token: it becomes text, or ends the generation. */
-  accept({ token, logprob }: Sampled): void {
-    this.#clock.tick();
-    if (this.parameters.stopTokenIds.has(token)) return this.#finish("stop", {});
-    this.sequence.append(token);
-    const text = this.#stops.push(this.#detokenizer?.push(token) ?? "");
-    const chunk: Chunk = { index: 0, text, tokens: [token], ...(logprob !== undefined && { logprobs: [logprob] }) };
-    if (this.#stops.stopped) return this.#finish("stop", chunk);
-    if (this.sequence.tokens.length >= this.maxLength) return this.#finish("length", chunk);
-    this.#emit(chunk);
-  }
-
-  /** Ends it for its caller's sake, if it has not ended. What was written stays. */
-  abort(): void {
-    if (this.#state === "open") this.#finish("abort", {});
-  }
-
-  /** Ends it with an error. */
-  fail(failure: Error): void {
-    if (this.#state === "open") this.#state = { failure };
+  fail(cause: Error): void {
+    this.#failure = cause;
+    this.#settle();
     this.#wake();
   }
 
-  /** Its reader has gone. */
+  /** Its reader has gone: nobody needs the rest. */
   abandon(): void {
-    if (this.#state === "open") this.#state = "abandoned";
-  }
-
-  /** The engine has let go of it. */
-  retire(): void {
-    this.#retire();
+    if (this.#failure || this.#samples.every(({ retired }) => retired)) return;
+    this.#request.abort();
   }
 
   /** The chunks, as they come; the last one says why it ended. For one reader. */
@@ -103,57 +98,73 @@ export class Generation {
       const chunk = this.#chunks.shift();
       if (chunk) {
         yield chunk;
-        if (chunk.finishReason) return;
-      } else if (typeof this.#state === "object") throw this.#state.failure;
+        if (chunk.usage) return;
+      } else if (this.#failure) throw this.#failure;
       else await new Promise<void>((resolve) => this.#wake = resolve);
     }
   }
 
-  #finish(reason: FinishReason, last: Partial<Chunk>): void {
-    this.#state = "finished";
-    // What is still held back: half a character, the beginning of a stop string that never came.
-    const rest = this.#stops.push(this.#detokenizer?.flush() ?? "") + this.#stops.flush();
-    const { numPromptTokens: promptTokens, numGeneratedTokens: completionTokens } = this.sequence;
-    this.#emit({
-      index: 0,
-      tokens: [],
-      ...(this.parameters.logprobs !== undefined && { logprobs: [] }),
-      ...last,
-      text: (last.text ?? "") + rest,
-      finishReason: reason,
-      usage: { promptTokens, completionTokens, cachedTokens: 0 },
-      timings: this.#clock.timings(promptTokens),
-    });
+  #settle(): void {
+    this.#request.signal?.removeEventListener("abort", this.#onAbort);
+    this.#retire();
   }
 
-  #emit(chunk: Chunk): void {
-    this.#chunks.push(chunk);
+  /** Makes a chunk of new tokens, up to a stop string where there is one. */
+  #take(sample: SampleText, output: EngineOutput): void {
+    const { index, tokens, logprobs, topLogprobs, finishReason } = output;
+    let text = "", count = 0;
+    for (; count < tokens.length && !sample.stops.stopped; count++) {
+      text += sample.stops.push(sample.detokenizer?.push(tokens[count]!) ?? "");
+    }
+    this.#clock.tick(count);
+    this.#completionTokens += count;
+    const { stopped } = sample.stops, reason = stopped ? "stop" : finishReason;
+    if (stopped && !finishReason) this.#request.abort(index);
+    // What is still held back: half a character, the beginning of a stop string that never came.
+    if (reason) text += sample.stops.push(sample.detokenizer?.flush() ?? "") + sample.stops.flush();
+    sample.ended = reason !== undefined;
+    this.#chunks.push({
+      index,
+      text,
+      tokens: tokens.slice(0, count),
+      ...(logprobs && { logprobs: logprobs.slice(0, count) }),
+      ...(topLogprobs && { topLogprobs: topLogprobs.slice(0, count).map((top) => [...top]) }),
+      ...(reason && { finishReason: reason }),
+      ...(this.#samples.every(({ ended }) => ended) && this.#summary()),
+    });
     this.#wake();
+  }
+
+  #summary(): Required<Pick<Chunk, "usage" | "timings">> {
+    const { promptTokens, parameters: { n } } = this.#request;
+    const usage = { promptTokens, completionTokens: this.#completionTokens, cachedTokens: this.#cachedTokens };
+    return { usage, timings: this.#clock.timings(promptTokens, n) };
   }
 }
 
 /** When what happened, in milliseconds. */
 class Clock {
   readonly #asked = performance.now();
-  admitted: number | undefined;
+  queuedMs: number | undefined;
   #first: number | undefined;
   #last = 0;
   #drawn = 0;
 
-  /** A token was drawn. */
-  tick(): void {
+  /** Tokens came. */
+  tick(count: number): void {
+    if (count === 0) return;
     this.#last = performance.now();
     this.#first ??= this.#last;
-    this.#drawn++;
+    this.#drawn += count;
   }
 
-  timings(promptTokens: number): Timings {
-    const end = performance.now(), first = this.#first ?? end;
+  timings(promptTokens: number, samples: number): Timings {
+    const end = performance.now(), first = this.#first ?? end, began = this.#asked + (this.queuedMs ?? 0);
     const rate = (count: number, milliseconds: number): number => milliseconds > 0 ? 1000 * count / milliseconds : 0;
     return {
       firstTokenMs: first - this.#asked,
-      promptTokensPerSecond: this.#first === undefined ? 0 : rate(promptTokens, first - (this.admitted ?? this.#asked)),
-      decodeTokensPerSecond: rate(this.#drawn - 1, this.#last - first),
+      promptTokensPerSecond: this.#first === undefined ? 0 : rate(promptTokens, first - began),
+      decodeTokensPerSecond: rate(Math.max(0, this.#drawn - samples), this.#last - first),
       totalMs: end - this.#asked,
     };
   }

@@ -1,20 +1,16 @@
 /**
- * Loading: a device, files, weights onto the device, a pool for keys and values. Whatever fails, nothing stays behind.
+ * Loading a model: its files, what deals with text, and an engine. Whatever fails, nothing stays behind.
  *
  * @module
  */
 import { ChatTemplate } from "../model/chat_template.ts";
-import { openCheckpoint } from "../model/checkpoint.ts";
-import { type DecoderConfig, readConfig } from "../model/config.ts";
-import { loadDecoder } from "../model/decoder_weights.ts";
 import { readGenerationConfig } from "../model/generation_config.ts";
-import { KvCache } from "../model/kv_cache.ts";
 import { readJson, type Source } from "../model/source.ts";
 import { Tokenizer } from "../model/tokenizer.ts";
-import { type Device, openDevice, wrapDevice } from "../tensor/device.ts";
+import type { Engine } from "./engine.ts";
+import { type EngineLoadOptions, loadEngine } from "./load_engine.ts";
 import { checkLoadOptions } from "./load_options.ts";
 import { LoadedModel } from "./loaded_model.ts";
-import { BLOCK_SIZE, chooseContextLength, choosePoolBlocks, type Room } from "./memory.ts";
 import type { LoadOptions, Model } from "./model.ts";
 import { type NamedSource, openNamed } from "./model_source.ts";
 
@@ -39,62 +35,17 @@ export async function loadModel(source?: string | Source, options: LoadOptions =
   return await load(await openNamed(source, options), options);
 }
 
-/** Loads a model, and returns it with its inner parts in sight. */
-export async function load(named: NamedSource, options: LoadOptions): Promise<LoadedModel> {
-  const { device: wanted, memoryLimit, signal } = options;
+/** Loads a model whose engine lives in this thread, in sight. */
+export async function load(named: NamedSource, options: EngineLoadOptions): Promise<LoadedModel<Engine>> {
   const text = loadText(named.source);
   text.catch(() => {}); // awaited below, unless something fails before
-  const ownsDevice = typeof wanted !== "object";
-  const device = ownsDevice
-    ? await openDevice({ ...(wanted && { preference: wanted }), ...(memoryLimit !== undefined && { memoryLimit }) })
-    : await wrapDevice(wanted, memoryLimit);
-  device.debug = options.debug;
-  const release: (() => void)[] = [ownsDevice ? (): void => device.close() : (): void => device.readback.destroy()];
+  const loaded = await loadEngine(named.source, options);
   try {
-    signal?.throwIfAborted();
-    const { room, contextLength } = await plan(named.source, device, options);
-    const { config, checkpoint, kvDtype } = room;
-    const weights = await loadDecoder(device, checkpoint, config, {
-      positions: contextLength,
-      onBytes: loadProgress(checkpoint.totalBytes, options),
-      signal,
-    });
-    release.push(() => weights.release());
-    const numBlocks = choosePoolBlocks(contextLength, room);
-    const cache = new KvCache(device, config, { numBlocks, blockSize: BLOCK_SIZE, dtype: kvDtype });
-    release.push(() => cache.release());
-    const { name } = named;
-    const { tokenizer, chatTemplate, generation } = await text;
-    return new LoadedModel({
-      ...{ name, config, generation, tokenizer, chatTemplate, contextLength },
-      ...{ device, ownsDevice, weights, cache, precision: options.precision ?? "exact" },
-    });
+    return new LoadedModel({ name: named.name, ...loaded, ...await text });
   } catch (cause) {
-    release.reverse().forEach((free) => free());
+    await loaded.engine.close(cause as Error);
     throw cause;
   }
-}
-
-async function plan(
-  source: Source,
-  device: Device,
-  options: LoadOptions,
-): Promise<{ room: Room; contextLength: number }> {
-  const [config, checkpoint] = await Promise.all([readConfig(source), openCheckpoint(source)]);
-  checkBindings(device, config);
-  const { caps, memoryLimit, allocated: inUse } = device;
-  const room: Room = { config, checkpoint, caps, memoryLimit, inUse, kvDtype: options.kvDtype ?? "f16" };
-  return { room, contextLength: chooseContextLength(options.contextLength, room) };
-}
-
-/** What a caller's device must allow: norms of queries and keys (Qwen3) are inputs of the kernel that writes the cache. */
-function checkBindings({ gpu }: Device, { qkNorm }: DecoderConfig): void {
-  const needed = qkNorm ? 9 : 8, allowed = gpu.limits.maxStorageBuffersPerShaderStage;
-  if (allowed >= needed) return;
-  throw new Error(
-    `Cannot use this GPUDevice: it allows ${allowed} storage buffers a shader, and ${needed} are needed. Request it with ` +
-      `requiredLimits: { maxStorageBuffersPerShaderStage: ${needed} }, or name a device instead.`,
-  );
 }
 
 interface TextParts {
@@ -115,13 +66,4 @@ async function loadText(source: Source): Promise<TextParts> {
   // The newer place for the template is a file of its own, and then it counts.
   const settings = { ...(config ?? {}), ...(template !== undefined && { chat_template: template }) };
   return { tokenizer, chatTemplate: ChatTemplate.fromConfig(settings), generation };
-}
-
-function loadProgress(total: number, { onProgress }: LoadOptions): (loaded: number) => void {
-  const start = performance.now();
-  return (received) => {
-    const bytesPerSecond = 1000 * received / Math.max(1, performance.now() - start);
-    const etaSeconds = Math.max(0, total - received) / bytesPerSecond;
-    onProgress?.({ phase: "load", received: Math.min(received, total), total, bytesPerSecond, etaSeconds });
-  };
 }

@@ -29,6 +29,7 @@ export function checkLoadOptions(options: LoadOptions): void {
   if (memoryLimit !== undefined && !(memoryLimit > 0)) {
     throw new RangeError(`Cannot load the model: memoryLimit is ${memoryLimit}, give a number of bytes above 0`);
   }
+  checkEngineOptions(options);
   if (device !== undefined && !PREFERENCES.includes(device) && !isDevice(device)) {
     throw new TypeError(
       `Cannot load the model: device is ${
@@ -36,6 +37,38 @@ export function checkLoadOptions(options: LoadOptions): void {
       }, give "high-performance", "low-power", "fallback" or a ` +
         "GPUDevice",
     );
+  }
+}
+
+/** What says how requests share the device. */
+function checkEngineOptions(options: LoadOptions): void {
+  const { maxNumSeqs, maxNumBatchedTokens, kvMemory, prefixCache = true, policy = "fcfs", memoryLimit = Infinity } =
+    options;
+  const count = (name: string, value: number | undefined): void => {
+    if (value === undefined || (Number.isInteger(value) && value >= 1)) return;
+    throw new RangeError(`Cannot load the model: ${name} is ${value}, give a whole number from 1`);
+  };
+  count("maxNumSeqs", maxNumSeqs);
+  count("maxNumBatchedTokens", maxNumBatchedTokens);
+  if (maxNumBatchedTokens !== undefined && maxNumSeqs !== undefined && maxNumBatchedTokens < maxNumSeqs) {
+    throw new RangeError(
+      `Cannot load the model: maxNumBatchedTokens is ${maxNumBatchedTokens}, and a step has a token for each of ${maxNumSeqs} ` +
+        `sequences: give that or more`,
+    );
+  }
+  if (kvMemory !== undefined && !(kvMemory > 0 && kvMemory < Infinity)) {
+    throw new RangeError(`Cannot load the model: kvMemory is ${kvMemory}, give bytes, or a fraction up to 1`);
+  }
+  if (kvMemory !== undefined && kvMemory <= 1 && memoryLimit === Infinity) {
+    throw new RangeError(
+      `Cannot load the model: kvMemory is ${kvMemory}, a fraction, and drivers do not say of what: give memoryLimit too, or bytes`,
+    );
+  }
+  if (typeof prefixCache !== "boolean") {
+    throw new TypeError(`Cannot load the model: prefixCache is ${prefixCache}, give true or false`);
+  }
+  if (policy !== "fcfs" && policy !== "priority") {
+    throw new Error(`Cannot load the model: policy is "${policy}", give "fcfs" or "priority"`);
   }
 }
 

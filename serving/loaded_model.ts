@@ -1,80 +1,57 @@
 /**
- * A model on a device: its parts, and the engine that works for all who ask.
+ * A model as its users see it: text in and out, in the caller's thread. The engine behind it may live in another one.
  *
  * @module
  */
 import type { ChatMessage, ChatTemplate } from "../model/chat_template.ts";
 import type { DecoderConfig } from "../model/config.ts";
-import type { Precision } from "../model/decoder.ts";
-import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { GenerationConfig } from "../model/generation_config.ts";
-import type { KvCache } from "../model/kv_cache.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
-import type { Device } from "../tensor/device.ts";
-import { Engine } from "./engine.ts";
-import type { EngineStats } from "./engine_types.ts";
+import type { EngineClient, EngineStats } from "./engine_types.ts";
 import { Generation } from "./generation.ts";
-import { MAX_SEQUENCES } from "./memory.ts";
 import type { Logits, Model, ModelMemory, NegativeLogLikelihood } from "./model.ts";
-import { checkTokenIds, resolveParameters } from "./parameters.ts";
+import { checkTokenIds, type GenerationParameters, resolveParameters } from "./parameters.ts";
 import { encodePrompt } from "./prompt.ts";
-import type { BatchOptions, Chunk, Completion, GenerateOptions, Prompt } from "./request.ts";
-import { Runner } from "./runner.ts";
+import type { BatchOptions, Chunk, Completion, GenerateOptions, Prompt, Sample } from "./request.ts";
 
-/** What a loaded model consists of. It owns the weights and the cache, and the device unless it is the caller's. */
-export interface ModelParts {
+/** What a loaded model consists of. It owns the engine. */
+export interface ModelParts<E extends EngineClient> {
   readonly name: string;
   readonly config: DecoderConfig;
   readonly generation: GenerationConfig;
   readonly tokenizer: Tokenizer | undefined;
   readonly chatTemplate: ChatTemplate | undefined;
   readonly contextLength: number;
-  readonly device: Device;
-  /** Whether the device goes with the model. */
-  readonly ownsDevice: boolean;
-  readonly weights: DecoderWeights;
-  readonly cache: KvCache;
-  readonly precision: Precision;
+  readonly engine: E;
+  /** Bytes on the device. */
+  readonly memory: Omit<ModelMemory, "peak">;
 }
 
 /** The one implementation of {@linkcode Model}. */
-export class LoadedModel implements Model {
+export class LoadedModel<E extends EngineClient = EngineClient> implements Model {
   readonly name: string;
   readonly config: DecoderConfig;
   declare readonly tokenizer?: Tokenizer;
   declare readonly chatTemplate?: ChatTemplate;
   readonly contextLength: number;
   /** Where its requests are served. */
-  readonly engine: Engine;
-  readonly #parts: ModelParts;
-  readonly #runner: Runner;
-  #disposed: Promise<void> | undefined;
+  readonly engine: E;
+  readonly #parts: ModelParts<E>;
+  #requests = 0;
 
   /** Takes over the parts. */
-  constructor(parts: ModelParts) {
-    const { name, config, contextLength, device, weights, cache, precision } = parts;
-    this.name = name;
-    this.config = config;
-    this.contextLength = contextLength;
+  constructor(parts: ModelParts<E>) {
+    this.name = parts.name;
+    this.config = parts.config;
+    this.contextLength = parts.contextLength;
     if (parts.tokenizer) this.tokenizer = parts.tokenizer;
     if (parts.chatTemplate) this.chatTemplate = parts.chatTemplate;
+    this.engine = parts.engine;
     this.#parts = parts;
-    this.#runner = new Runner({
-      device,
-      weights,
-      config,
-      cache,
-      precision,
-      contextLength,
-      maxSequences: MAX_SEQUENCES,
-    });
-    const { numBlocks, blockSize } = cache.options;
-    this.engine = new Engine({ runner: this.#runner, numBlocks, blockSize, maxSequences: MAX_SEQUENCES });
   }
 
   get memory(): ModelMemory {
-    const { weights, cache, device } = this.#parts;
-    return { weights: weights.bytes, kvCache: cache.bytes, peak: device.peak };
+    return { ...this.#parts.memory, peak: this.engine.stats().peakBytes };
   }
 
   generate(options: GenerateOptions): AsyncGenerator<Chunk>;
@@ -83,29 +60,19 @@ export class LoadedModel implements Model {
     what: GenerateOptions | readonly Prompt[],
     params: BatchOptions = {},
   ): AsyncGenerator<Chunk> | Promise<Completion[]> {
-    if (!isPromptList(what)) return this.#stream(what);
-    return Promise.all(what.map((prompt) => this.complete({ ...params, ...promptOptions(prompt) })));
-  }
-
-  async *#stream(options: GenerateOptions): AsyncGenerator<Chunk> {
-    const generation = this.#submit(options);
-    try {
-      yield* generation.chunks();
-    } finally {
-      generation.abandon();
-      await generation.retired;
-    }
+    return isPromptList(what) ? this.#answerAll(what, params) : this.#stream(what);
   }
 
   async complete(options: GenerateOptions): Promise<Completion> {
-    const text: string[] = [], tokens: number[] = [], logprobs: number[] = [];
-    for await (const chunk of this.generate(options)) {
-      text.push(chunk.text);
-      tokens.push(...chunk.tokens);
-      logprobs.push(...chunk.logprobs ?? []);
-      const { finishReason, usage, timings } = chunk;
-      if (!finishReason || !usage || !timings) continue;
-      return { text: text.join(""), tokens, ...(options.logprobs && { logprobs }), finishReason, usage, timings };
+    const samples: Sample[] = [];
+    for await (const { index, usage, timings, finishReason, ...chunk } of this.generate(options)) {
+      const sample = samples[index] ??= emptySample();
+      sample.text += chunk.text;
+      sample.tokens.push(...chunk.tokens);
+      if (chunk.logprobs) (sample.logprobs ??= []).push(...chunk.logprobs);
+      if (chunk.topLogprobs) (sample.topLogprobs ??= []).push(...chunk.topLogprobs);
+      if (finishReason) sample.finishReason = finishReason;
+      if (usage && timings) return { ...samples[0]!, ...(samples.length > 1 && { samples }), usage, timings };
     }
     throw new Error("Cannot complete: generation ended without a reason");
   }
@@ -137,45 +104,79 @@ export class LoadedModel implements Model {
   }
 
   explain(): Promise<string> {
-    return Promise.resolve(this.#runner.explain());
+    return this.engine.explain();
   }
 
   dispose(): Promise<void> {
-    return this.#disposed ??= this.#dispose();
+    return this.engine.close(new Error(`Cannot use ${this.name}: it was disposed. Load it again.`));
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
   }
 
-  async #dispose(): Promise<void> {
-    await this.engine.close(new Error(`Cannot use ${this.name}: it was disposed. Load it again.`));
-    const { weights, cache, device, ownsDevice } = this.#parts;
-    this.#runner.dispose();
-    weights.release();
-    cache.release();
-    if (ownsDevice) device.close();
-    else device.readback.destroy();
+  async *#stream(options: GenerateOptions): AsyncGenerator<Chunk> {
+    const generation = this.#submit(options);
+    try {
+      yield* generation.chunks();
+    } finally {
+      generation.abandon();
+      await generation.retired;
+    }
+  }
+
+  /** All prompts at once. When one fails the others are given up: nobody gets their answers. */
+  async #answerAll(prompts: readonly Prompt[], params: BatchOptions): Promise<Completion[]> {
+    const failed = new AbortController();
+    const signal = params.signal ? AbortSignal.any([params.signal, failed.signal]) : failed.signal;
+    const answers = prompts.map((prompt) => this.complete({ ...params, ...promptOptions(prompt), signal }));
+    try {
+      return await Promise.all(answers);
+    } catch (cause) {
+      failed.abort();
+      await Promise.allSettled(answers);
+      throw cause;
+    }
   }
 
   #submit(options: GenerateOptions): Generation {
-    const { config, generation, tokenizer, contextLength } = this.#parts;
-    const { vocabSize } = config;
+    const { config, generation, tokenizer } = this.#parts, { vocabSize } = config;
     const eosTokenIds = generation.eosTokenIds.length > 0 ? generation.eosTokenIds : config.eosTokenIds;
     const parameters = resolveParameters(options, { generation, eosTokenIds, vocabSize });
     if (parameters.stop.length > 0 && !tokenizer) {
       throw new Error(`Cannot stop at strings: ${this.name} has no tokenizer, give stopTokenIds instead`);
     }
     const prompt = encodePrompt(options, { ...this.#parts, vocabSize });
-    if (prompt.length >= contextLength) {
-      throw new Error(
-        `Cannot generate: the prompt has ${prompt.length} tokens, and a context of ${contextLength} has room for ` +
-          `${contextLength - 1} and an answer. Shorten it${longerContext(contextLength, config)}.`,
-      );
-    }
-    const submitted = new Generation({ prompt, parameters, tokenizer, contextLength, signal: options.signal });
-    this.engine.submit(submitted);
+    this.#checkFits(prompt);
+    return this.#start(prompt, parameters, options.signal);
+  }
+
+  #start(prompt: readonly number[], parameters: GenerationParameters, signal: AbortSignal | undefined): Generation {
+    const { sampling, maxTokens, stopTokenIds, n, logprobs, priority, cacheSalt } = parameters;
+    const id = this.#requests++;
+    const abort = (index?: number): void => this.engine.abort(id, index);
+    const submitted = new Generation({
+      promptTokens: prompt.length,
+      parameters,
+      tokenizer: this.#parts.tokenizer,
+      abort,
+      signal,
+    });
+    const alternatives = logprobs === undefined ? {} : { logprobs };
+    const salt = cacheSalt === undefined ? {} : { cacheSalt };
+    const request = { id, prompt, sampling, maxTokens, stopTokenIds, n, priority, ...alternatives, ...salt };
+    this.engine.addRequest(request, submitted);
+    submitted.watch();
     return submitted;
+  }
+
+  #checkFits(prompt: readonly number[]): void {
+    const { contextLength, config } = this;
+    if (prompt.length < contextLength) return;
+    throw new Error(
+      `Cannot generate: the prompt has ${prompt.length} tokens, and a context of ${contextLength} has room for ` +
+        `${contextLength - 1} and an answer. Shorten it${longerContext(contextLength, config)}.`,
+    );
   }
 
   #checkPrompt(ids: readonly number[], what: string, most: number): void {
@@ -188,6 +189,10 @@ export class LoadedModel implements Model {
       );
     }
   }
+}
+
+function emptySample(): Sample {
+  return { text: "", tokens: [], finishReason: "abort" };
 }
 
 function isPromptList(what: GenerateOptions | readonly Prompt[]): what is readonly Prompt[] {

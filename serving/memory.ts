@@ -12,7 +12,7 @@ import type { Caps } from "../tensor/kernel.ts";
 import { checkLoadOptions } from "./load_options.ts";
 import type { LoadOptions } from "./model.ts";
 import { openNamed } from "./model_source.ts";
-import { TOKEN_BUCKETS } from "./runner.ts";
+import { tokenBuckets } from "./buckets.ts";
 
 /** Bytes that a model needs on the GPU. */
 export interface MemoryEstimate {
@@ -29,8 +29,11 @@ export interface MemoryEstimate {
 /** Tokens of a block of the KV pool. */
 export const BLOCK_SIZE = 16;
 
-/** Most sequences that are computed together. */
-export const MAX_SEQUENCES = 8;
+/** Most sequences that are computed together, unless asked for: a CPU device gains nothing from more. */
+const DEFAULT_NUM_SEQS = { cpu: 16, gpu: 256 };
+
+/** Most tokens of a step, unless asked for. */
+const DEFAULT_BATCHED_TOKENS = 512;
 
 /** Contexts are no longer than this unless asked for: memory is taken for all of it. */
 const DEFAULT_CONTEXT = 4096;
@@ -61,7 +64,26 @@ export async function estimateMemory(source?: string | Source, options: LoadOpti
   const config = await readConfig(files);
   if (options.contextLength !== undefined) checkContextLength(options.contextLength, config);
   const contextLength = options.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT);
-  return estimate(config, await openCheckpoint(files), contextLength, options.kvDtype ?? "f16", true);
+  const steps = { maxNumSeqs: DEFAULT_NUM_SEQS.cpu, maxNumBatchedTokens: DEFAULT_BATCHED_TOKENS };
+  return estimate(config, await openCheckpoint(files), contextLength, options.kvDtype ?? "f16", true, steps);
+}
+
+/** The greatest steps. */
+export interface StepLimits {
+  /** Most sequences that are computed together. */
+  readonly maxNumSeqs: number;
+  /** Most tokens of a step. */
+  readonly maxNumBatchedTokens: number;
+}
+
+/** The greatest steps, as asked for or as a device can make use of. */
+export function chooseStepLimits({ maxNumSeqs, maxNumBatchedTokens }: LoadOptions, cpu: boolean): StepLimits {
+  const usual = DEFAULT_NUM_SEQS[cpu ? "cpu" : "gpu"];
+  const sequences = maxNumSeqs ?? Math.min(usual, maxNumBatchedTokens ?? usual);
+  return {
+    maxNumSeqs: sequences,
+    maxNumBatchedTokens: maxNumBatchedTokens ?? Math.max(DEFAULT_BATCHED_TOKENS, sequences),
+  };
 }
 
 /** The estimate for a checkpoint that is open. */
@@ -71,6 +93,7 @@ export function estimate(
   contextLength: number,
   kvDtype: "f16" | "f32",
   f16: boolean,
+  steps: StepLimits,
 ): MemoryEstimate {
   const unused = config.tieWordEmbeddings
     ? [...checkpoint.tensors.values()].filter(({ name }) => name.startsWith("lm_head."))
@@ -79,17 +102,18 @@ export function estimate(
   const weights = tensors + contextLength * config.rope.rotaryDim * 4;
   const blocks = Math.ceil(contextLength / BLOCK_SIZE);
   const kvCache = blocks * BLOCK_SIZE * kvBytesPerToken(config, kvDtype, f16);
-  const activations = activationBytes(config);
+  const activations = activationBytes(config, steps);
   return { weights, kvCache, activations, total: weights + kvCache + activations };
 }
 
 /** Residual stream twice, q with k and v, attention's result, gate with up, their product; logits of each sequence. */
-function activationBytes(config: DecoderConfig): number {
+function activationBytes(config: DecoderConfig, { maxNumSeqs, maxNumBatchedTokens }: StepLimits): number {
   const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, vocabSize } = config;
   const width = numHeads * headDim, kvWidth = numKvHeads * headDim;
   const perToken = 3 * hiddenSize + 2 * width + 2 * kvWidth + 3 * intermediateSize;
-  const tokens = TOKEN_BUCKETS.reduce((a, b) => a + b);
-  return 4 * (tokens * perToken + TOKEN_BUCKETS.length * MAX_SEQUENCES * vocabSize);
+  const buckets = tokenBuckets(maxNumBatchedTokens, true), sum = (a: number, b: number): number => a + b;
+  const rows = buckets.map((bucket) => Math.min(bucket, maxNumSeqs)).reduce(sum);
+  return 4 * (buckets.reduce(sum) * perToken + rows * vocabSize);
 }
 
 /** What the choice of context and pool depends on. */
@@ -97,6 +121,9 @@ export interface Room {
   readonly config: DecoderConfig;
   readonly checkpoint: Checkpoint;
   readonly kvDtype: "f16" | "f32";
+  /** Memory of the pool as it was asked for: bytes, or a fraction of what is left. */
+  readonly kvMemory: number | undefined;
+  readonly steps: StepLimits;
   readonly caps: Caps;
   /** Most bytes on the device. */
   readonly memoryLimit: number;
@@ -110,13 +137,12 @@ export interface Room {
  * @throws {RangeError} if it is no whole number, or longer than the model or the device can.
  */
 export function chooseContextLength(asked: number | undefined, room: Room): number {
-  const { config, memoryLimit, kvDtype, caps } = room;
+  const { config, kvDtype, caps } = room;
   if (asked === undefined) {
-    const most = Math.min(config.contextLength, DEFAULT_CONTEXT);
-    const { weights, activations } = estimate(config, room.checkpoint, most, kvDtype, caps.f16);
-    const free = memoryLimit - room.inUse - weights - activations;
-    const fits = Math.floor(free / kvBytesPerToken(config, kvDtype, caps.f16) / BLOCK_SIZE) * BLOCK_SIZE;
-    return Math.min(most, Math.max(fits, LEAST_CONTEXT), boundBlocks(room) * BLOCK_SIZE);
+    const most = Math.min(config.contextLength, DEFAULT_CONTEXT), bytes = askedPoolBytes(most, room);
+    const fits = Math.floor((bytes ?? freeBytes(most, room)) / blockBytes(room)) * BLOCK_SIZE;
+    const least = bytes === undefined ? LEAST_CONTEXT : BLOCK_SIZE;
+    return Math.min(most, Math.max(fits, least), boundBlocks(room) * BLOCK_SIZE);
   }
   checkContextLength(asked, config);
   const most = boundBlocks(room) * BLOCK_SIZE;
@@ -142,23 +168,55 @@ function checkContextLength(contextLength: number, config: DecoderConfig): void 
   }
 }
 
-/** Blocks of the largest pool: a layer's keys are written through one binding. */
-function boundBlocks({ config, kvDtype, caps }: Room): number {
-  const blockBytes = BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
-  return Math.floor(caps.maxBinding / (blockBytes / (2 * config.numLayers)));
+/** Bytes of a block in all layers. */
+function blockBytes({ config, kvDtype, caps }: Room): number {
+  return BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
 }
 
-/** Blocks of the pool: {@linkcode MAX_SEQUENCES} full contexts where there is room, one at least. */
+/** Bytes that the limit leaves for keys and values. */
+function freeBytes(
+  contextLength: number,
+  { config, checkpoint, kvDtype, caps, steps, memoryLimit, inUse }: Room,
+): number {
+  const { weights, activations } = estimate(config, checkpoint, contextLength, kvDtype, caps.f16, steps);
+  return memoryLimit - inUse - weights - activations;
+}
+
+/** Bytes of the pool, where they were asked for. */
+function askedPoolBytes(contextLength: number, room: Room): number | undefined {
+  const { kvMemory } = room;
+  return kvMemory !== undefined && kvMemory <= 1 ? kvMemory * freeBytes(contextLength, room) : kvMemory;
+}
+
+/** Blocks of the largest pool: a layer's keys are written through one binding. */
+function boundBlocks(room: Room): number {
+  return Math.floor(room.caps.maxBinding / (blockBytes(room) / (2 * room.config.numLayers)));
+}
+
+/**
+ * Blocks of the pool: as many as `kvMemory` holds where it is given, else full contexts of all sequences where there is room, one
+ * at least.
+ *
+ * @throws {RangeError} if what was asked for does not hold a block.
+ */
 export function choosePoolBlocks(contextLength: number, room: Room): number {
-  const { config, checkpoint, kvDtype, caps, memoryLimit, inUse } = room;
+  const { caps, steps } = room, asked = askedPoolBytes(contextLength, room), block = blockBytes(room);
+  if (asked !== undefined) {
+    if (asked < block) {
+      throw new RangeError(
+        `Cannot load the model: kvMemory is ${room.kvMemory}, or ${
+          Math.floor(asked)
+        } bytes, and ${BLOCK_SIZE} tokens take ` +
+          `${block}: give more`,
+      );
+    }
+    return Math.min(Math.floor(asked / block), boundBlocks(room));
+  }
   const perContext = Math.ceil(contextLength / BLOCK_SIZE);
-  const blockBytes = BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
-  const free = memoryLimit - inUse - estimate(config, checkpoint, contextLength, kvDtype, caps.f16).total;
-  const further = Math.min(free, caps.cpu ? FURTHER_CACHE.cpu : FURTHER_CACHE.gpu);
-  const blocks = Math.min(
-    MAX_SEQUENCES * perContext,
-    perContext + Math.floor(further / blockBytes),
-    boundBlocks(room),
+  const further = Math.min(
+    freeBytes(contextLength, room) - perContext * block,
+    caps.cpu ? FURTHER_CACHE.cpu : FURTHER_CACHE.gpu,
   );
+  const blocks = Math.min(steps.maxNumSeqs * perContext, perContext + Math.floor(further / block), boundBlocks(room));
   return Math.max(perContext, blocks);
 }

@@ -8,9 +8,9 @@ import {
   BLOCK_SIZE,
   chooseContextLength,
   choosePoolBlocks,
+  chooseStepLimits,
   estimate,
   estimateMemory,
-  MAX_SEQUENCES,
   type Room,
 } from "./memory.ts";
 
@@ -28,17 +28,20 @@ const CAPS: Caps = {
   workgroupMemory: 2 ** 15,
 };
 
+const STEPS = { maxNumSeqs: 16, maxNumBatchedTokens: 512 };
+
 /** The story model, whose context is 1,024 tokens, and as much memory as is asked for. */
 async function room(changes: Partial<Room> = {}): Promise<Room> {
   const source = fileSource(`${import.meta.dirname}/../model/assets/stories`);
   const [config, checkpoint] = await Promise.all([readConfig(source), openCheckpoint(source)]);
-  return { config, checkpoint, kvDtype: "f16", caps: CAPS, memoryLimit: Infinity, inUse: 0, ...changes };
+  const asked = { kvDtype: "f16", kvMemory: undefined, steps: STEPS } as const;
+  return { config, checkpoint, ...asked, caps: CAPS, memoryLimit: Infinity, inUse: 0, ...changes };
 }
 
 Deno.test("the context is the model's own, less where memory is short, and never below what makes sense", async () => {
   const plenty = await room();
   assertEquals(chooseContextLength(undefined, plenty), 1024);
-  const { weights, activations } = estimate(plenty.config, plenty.checkpoint, 1024, "f16", true);
+  const { weights, activations } = estimate(plenty.config, plenty.checkpoint, 1024, "f16", true, STEPS);
   const cache = (tokens: number): number => tokens * kvBytesPerToken(plenty.config, "f16", true);
   const short = { ...plenty, memoryLimit: weights + activations + cache(500) };
   assertEquals(chooseContextLength(undefined, short), 496);
@@ -72,6 +75,28 @@ Deno.test("an estimate is refused where loading would be", async () => {
 
 Deno.test("the pool has room for every sequence where there is memory, and for one where there is not", async () => {
   const plenty = await room(), perContext = 1024 / BLOCK_SIZE;
-  assertEquals(choosePoolBlocks(1024, plenty), MAX_SEQUENCES * perContext);
+  assertEquals(choosePoolBlocks(1024, plenty), STEPS.maxNumSeqs * perContext);
   assertEquals(choosePoolBlocks(1024, { ...plenty, memoryLimit: 1 }), perContext);
+});
+
+Deno.test("the pool is as large as asked, in bytes or as a fraction of what is left", async () => {
+  const block = BLOCK_SIZE * kvBytesPerToken((await room()).config, "f16", true);
+  const bytes = await room({ kvMemory: 10.5 * block });
+  assertEquals(choosePoolBlocks(1024, bytes), 10);
+  assertEquals(chooseContextLength(undefined, bytes), 10 * BLOCK_SIZE);
+  const { weights, activations } = estimate(bytes.config, bytes.checkpoint, 1024, "f16", true, STEPS);
+  const half = { ...bytes, kvMemory: 0.5, memoryLimit: weights + activations + 100 * block };
+  assertEquals(choosePoolBlocks(1024, half), 50);
+  assertThrows(
+    () => choosePoolBlocks(1024, { ...bytes, kvMemory: 1000 }),
+    RangeError,
+    "kvMemory is 1000, or 1000 bytes",
+  );
+});
+
+Deno.test("steps are as large as asked, or as the device can make use of", () => {
+  assertEquals(chooseStepLimits({}, true), { maxNumSeqs: 16, maxNumBatchedTokens: 512 });
+  assertEquals(chooseStepLimits({}, false), { maxNumSeqs: 256, maxNumBatchedTokens: 512 });
+  assertEquals(chooseStepLimits({ maxNumSeqs: 1000 }, false), { maxNumSeqs: 1000, maxNumBatchedTokens: 1000 });
+  assertEquals(chooseStepLimits({ maxNumBatchedTokens: 9 }, true), { maxNumSeqs: 9, maxNumBatchedTokens: 9 });
 });

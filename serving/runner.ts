@@ -1,43 +1,73 @@
 /**
- * Runs steps on the device. A program is captured for each bucket of tokens and way of sampling when it is first needed, and
- * replayed from then on: nothing recompiles as sequences grow, come and go.
+ * Runs steps on the device. A program is captured for each bucket of tokens, of sequences and way of sampling when it is first
+ * needed, and replayed from then on: nothing recompiles as sequences grow, come and go.
+ *
+ * Drawn tokens stay on the device in slots, a slot a draw, in a ring: a step names the slots of tokens that have not been read
+ * yet, so steps can be submitted one after another, and one read fetches what all of them drew.
  *
  * @module
  */
-import { argmax, greedy } from "../kernels/argmax.ts";
-import { sample } from "../kernels/sampling.ts";
-import { adjustmentWords, type EncodedSamplingRows, encodeSamplingRows, rowWords } from "../kernels/sampling_rows.ts";
+import { copyBlocks } from "../kernels/copy_blocks.ts";
+import { keepTokens, tokenIds } from "../kernels/token_slots.ts";
 import { batchInputs, type BatchLimits } from "../model/batch.ts";
 import type { DecoderConfig } from "../model/config.ts";
 import { forward, type Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Device } from "../tensor/device.ts";
-import { cast, input, map, type Node, pad, reshape } from "../tensor/node.ts";
+import { Sym } from "../tensor/dim.ts";
+import { buffer, input, type Node } from "../tensor/node.ts";
 import { compile, type Program } from "../tensor/program.ts";
-import { buildBatch, reachesEnd, type Scheduled } from "./batch.ts";
+import type { Storage } from "../tensor/storage.ts";
+import { BatchBuilder } from "./batch.ts";
+import type { BlockCopy } from "./block_manager.ts";
+import { blockBuckets, sequenceBuckets, tokenBuckets } from "./buckets.ts";
+import {
+  describeSampler,
+  type Details,
+  readDetails,
+  type Sampled,
+  type Sampler,
+  samplerNodes,
+  SamplerRows,
+} from "./sampler.ts";
+import type { ScheduledStep } from "./scheduled_step.ts";
+import type { Sequence } from "./sequence.ts";
 
-/** Bounds of the programs' tokens: one for decoding alone, decoding together, short prompts, long ones. */
-export const TOKEN_BUCKETS: readonly number[] = [1, 8, 64, 512];
+export type { Sampled } from "./sampler.ts";
 
 /** Most bytes of one piece of logits: a piece is held on the device and once more on the host. */
 const LOGITS_BYTES = 64 * 2 ** 20;
 
-/** Smallest bound of a program's sampling adjustments; larger ones are powers of 4 times this. */
-const ADJUSTMENTS = 256;
+/** Most blocks that one run of the copying program copies. */
+const COPIES = 64;
 
-/** A token that was drawn. */
-export interface Sampled {
-  readonly token: number;
-  /** Its natural log-probability under the raw logits, where asked for. */
-  readonly logprob?: number;
+/** A step that is made and not submitted. No other may be made before it is. */
+export interface PreparedStep {
+  /** Hands it to the device. Returns at once. */
+  submit(): SubmittedStep;
 }
 
-/** Sequences and tokens of a step, and what it is asked for. */
-export interface Step {
-  readonly scheduled: readonly Scheduled[];
-  /** Whether log-probabilities are read back. */
-  readonly logprobs?: boolean;
+/** A step on its way. */
+export interface SubmittedStep {
+  readonly step: ScheduledStep;
+  /** The sequences that draw in it, in the order of the draws. */
+  readonly drawing: readonly Sequence[];
+  /** Slot of the first draw. */
+  readonly firstSlot: number;
+  /** Reads the details of its draws, where it was asked for them, until another step is submitted. */
+  readonly readDetails: (() => Promise<Sampled[]>) | undefined;
+  /** Reads the logits of a step that scores, until another one is submitted. */
+  readonly readLogits: (() => Promise<Float32Array<ArrayBuffer>>) | undefined;
+}
+
+/** What the device did. */
+export interface StepResult {
+  readonly step: ScheduledStep;
+  /** What each sequence that draws drew. */
+  readonly drawn: readonly { readonly sequence: Sequence; readonly sampled: Sampled }[];
+  /** `[tokens, vocabulary]`, flat, of a step that scores. */
+  readonly logits: Float32Array<ArrayBuffer> | undefined;
 }
 
 /** What a runner runs. */
@@ -51,172 +81,276 @@ export interface RunnerModel {
   /** Most tokens of a sequence. */
   readonly contextLength: number;
   /** Most sequences of a step. */
-  readonly maxSequences: number;
+  readonly maxNumSeqs: number;
+  /** Most tokens of a step. */
+  readonly maxNumBatchedTokens: number;
+  /** Most steps that are submitted before the first of them is read. */
+  readonly maxSteps: number;
 }
 
-/** How the logits of a program become its output. */
-type Sampler =
-  | { readonly kind: "logits" }
-  | { readonly kind: "greedy"; readonly logprobs: boolean }
-  | { readonly kind: "sample"; readonly logprobs: boolean; readonly adjustments: number };
+/** A program and the arrays that its steps are made in. */
+interface Captured {
+  readonly program: Program;
+  readonly builder: BatchBuilder;
+}
 
 /** A forward pass with its programs. The blocks of the sequences are the caller's to take and free. */
 export class Runner {
   readonly #model: RunnerModel;
-  readonly #programs = new Map<string, Program>();
+  readonly #captured = new Map<string, Captured>();
+  readonly #rows = new SamplerRows();
+  readonly #tokenBuckets: readonly number[];
+  readonly #slots: Storage;
+  /** What each sequence drew last: the index of the token and its slot. */
+  readonly #lastDraws = new WeakMap<Sequence, { readonly position: number; readonly slot: number }>();
+  #nextSlot = 0;
+  #copier: Program | undefined;
 
   /** A runner that has compiled nothing yet. */
   constructor(model: RunnerModel) {
     this.#model = model;
+    this.#tokenBuckets = tokenBuckets(model.maxNumBatchedTokens, model.device.caps.cpu);
+    // A step may name slots of the run before, while its own run draws; and what does not fit at the ring's end leaves a gap.
+    this.#slots = model.device.storage("i32", [2 * (model.maxSteps + 1) * model.maxNumSeqs], "drawn tokens");
   }
 
   /** Most tokens of a step. */
   get maxTokens(): number {
-    return TOKEN_BUCKETS.at(-1)!;
+    return this.#model.maxNumBatchedTokens;
   }
 
   /** Most tokens of a step whose logits are all wanted, by the size of a piece of them. */
   get maxLogitsTokens(): number {
     const { device, config } = this.#model;
     const rows = Math.min(device.caps.maxBinding, LOGITS_BYTES) / (4 * config.vocabSize);
-    return TOKEN_BUCKETS.findLast((bucket) => bucket <= rows) ?? 1;
+    return this.#tokenBuckets.findLast((bucket) => bucket <= rows) ?? 1;
   }
 
   /**
-   * Computes the scheduled tokens, and draws the next token of each sequence whose last one is among them.
+   * Makes a step: it computes the scheduled tokens, and draws the next token of each sequence that draws, or gives the logits of
+   * all tokens where the step scores. Every token in flight has to be drawn by a step that was submitted before.
    *
-   * Counts the tokens as computed, and appends nothing: what is drawn is the caller's to take or leave.
-   *
-   * @returns for each scheduled sequence what was drawn; undefined where tokens are still pending.
+   * @param details What is reported of each token. More than its id can be read of the step submitted last alone.
+   * @param ahead Whether its commands are encoded now: while the device works on other steps that costs no time.
    */
-  async run({ scheduled, logprobs = false }: Step): Promise<(Sampled | undefined)[]> {
-    const drawing = scheduled.filter(reachesEnd);
-    const rows = encodeSamplingRows(drawing.map(({ sequence }) => sequence.samplingRow));
-    const sampler = samplerOf(rows, logprobs);
-    const values = await this.#submit(scheduled, sampler, rows);
-    const width = logprobs ? 2 : 1;
-    const drawn = drawing.map((_, i): Sampled => {
-      const token = Math.round(values[i * width]!);
-      return logprobs ? { token, logprob: values[i * width + 1]! } : { token };
+  prepare(step: ScheduledStep, details: Details = "none", ahead = false): PreparedStep {
+    return step.task === "score" ? this.#prepareScore(step) : this.#prepareDraws(step, details, ahead);
+  }
+
+  #prepareDraws(step: ScheduledStep, details: Details, ahead: boolean): PreparedStep {
+    const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details);
+    const { program, builder } = this.#capture(this.#limits(step), sampler);
+    const drawing = scheduled.filter(({ draws }) => draws);
+    const firstSlot = this.#takeSlots(drawing.length);
+    const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slotOf: this.#slotOf });
+    drawing.forEach(({ sequence, start, numTokens }, row) => {
+      this.#lastDraws.set(sequence, { position: start + numTokens, slot: firstSlot + row });
     });
-    const ends = new Map(drawing.map((item, i) => [item, drawn[i]!]));
-    scheduled.forEach((item) => count(item));
-    return scheduled.map((item) => ends.get(item));
+    if (ahead) program.encodeAhead(sizes);
+    const { vocabSize } = this.#model.config;
+    const submit = (): SubmittedStep => {
+      this.#copy(step.copies);
+      program.run({ inputs: { ...inputs, ...rowInputs }, sizes });
+      // A step of decoding is mostly followed by one like it, which is encoded while the device works on this one.
+      if (sizes.rows === sizes.tokens) program.encodeAhead(sizes);
+      return {
+        step,
+        drawing: drawing.map(({ sequence }) => sequence),
+        firstSlot,
+        readDetails: details === "none" || drawing.length === 0
+          ? undefined
+          : async () => readDetails(await program.read(1, sizes), details, vocabSize),
+        readLogits: undefined,
+      };
+    };
+    return { submit };
+  }
+
+  #prepareScore(step: ScheduledStep): PreparedStep {
+    const limits = this.#limits(step), maxLogitRows = Math.min(limits.maxTokens, this.maxLogitsTokens);
+    const { program, builder } = this.#capture({ ...limits, maxLogitRows }, "logits");
+    const { inputs, sizes } = builder.build(step.scheduled, { rows: "all" });
+    const readLogits = async (): Promise<Float32Array<ArrayBuffer>> =>
+      await program.read(0, sizes) as Float32Array<ArrayBuffer>;
+    const submit = (): SubmittedStep => {
+      this.#copy(step.copies);
+      program.run({ inputs, sizes });
+      return { step, drawing: [], firstSlot: this.#nextSlot, readDetails: undefined, readLogits };
+    };
+    return { submit };
   }
 
   /**
-   * Computes the scheduled tokens and returns the logits of them all; they count as computed.
+   * Waits for steps and reads what they drew.
    *
-   * @returns `[tokens, vocabulary]`, flat, in the order of the schedule. At most {@linkcode Runner.maxLogitsTokens} rows.
+   * @param steps Submitted one after another, and all that was submitted.
    */
-  async logits(scheduled: readonly Scheduled[]): Promise<Float32Array<ArrayBuffer>> {
-    const values = await this.#submit(scheduled, { kind: "logits" });
-    scheduled.forEach((item) => count(item));
-    return values as Float32Array<ArrayBuffer>;
-  }
-
-  /** Runs one program and reads its output, the only read-back of a step. */
-  async #submit(
-    scheduled: readonly Scheduled[],
-    sampler: Sampler,
-    rows?: EncodedSamplingRows,
-  ): Promise<ArrayLike<number>> {
-    const numTokens = scheduled.reduce((sum, { numTokens }) => sum + numTokens, 0);
-    const limits = this.#limits(numTokens, scheduled.length, sampler);
-    const program = this.#program(limits, sampler);
-    const { blockSize } = this.#model.cache.options;
-    const { inputs, sizes } = buildBatch(scheduled, limits, blockSize, sampler.kind === "logits" ? "all" : "last");
-    program.run({ inputs: { ...inputs, ...samplingInputs(sampler, rows) }, sizes });
-    // A step of decoding is mostly followed by one like it, which is encoded while the device works on this one.
-    if (sampler.kind !== "logits" && sizes.rows === numTokens) program.encodeAhead(sizes);
-    // A step that draws nothing is waited for all the same, so that aborting takes effect within a step: by reading what
-    // a row would hold, since waiting for the queue alone costs 11 ms.
-    const values = await program.read(0, { ...sizes, rows: Math.max(1, sizes.rows) });
-    return sizes.rows > 0 ? values : [];
-  }
-
-  #limits(numTokens: number, numSequences: number, sampler: Sampler): BatchLimits {
-    const maxTokens = TOKEN_BUCKETS.find((bucket) => bucket >= numTokens);
-    if (maxTokens === undefined) {
-      throw new Error(`Cannot run ${numTokens} tokens in one step: at most ${this.maxTokens}`);
+  async read(steps: readonly SubmittedStep[]): Promise<StepResult[]> {
+    const details = await steps.at(-1)?.readDetails?.();
+    const tokens = details && steps.length === 1 ? [] : await this.#readTokens(steps);
+    const results: StepResult[] = [];
+    for (const [i, { step, drawing, readLogits }] of steps.entries()) {
+      const sampled = details && i === steps.length - 1 ? details : tokens[i]!;
+      const drawn = drawing.map((sequence, row) => ({ sequence, sampled: sampled[row]! }));
+      results.push({ step, drawn, logits: await readLogits?.() });
     }
-    const { contextLength, cache, maxSequences: most } = this.#model;
-    if (numSequences > most) throw new Error(`Cannot run ${numSequences} sequences in one step: at most ${most}`);
-    const maxSequences = Math.min(maxTokens, most);
-    const maxBlocks = Math.ceil(contextLength / cache.options.blockSize);
-    const maxLogitRows = sampler.kind === "logits" ? Math.min(maxTokens, this.maxLogitsTokens) : maxSequences;
-    return { maxTokens, maxSequences, maxBlocks, maxLogitRows };
+    return results;
   }
 
-  #program(limits: BatchLimits, sampler: Sampler): Program {
-    const label = `${limits.maxTokens} tokens, ${describe(sampler)}`;
-    let program = this.#programs.get(label);
-    if (!program) {
-      const { device, weights, config, cache, precision } = this.#model;
-      const trace = (): Node => outputOf(forward(weights, config, batchInputs(limits), cache, precision), sampler);
-      this.#programs.set(label, program = compile(device, trace, { label }));
+  /** Of each step what it drew, by its slots. */
+  async #readTokens(steps: readonly SubmittedStep[]): Promise<Sampled[][]> {
+    const read: Sampled[][] = [];
+    while (read.length < steps.length) {
+      const first = read.length, start = steps[first]!.firstSlot;
+      let end = start, next = first;
+      // Slots follow each other but at the ring's end.
+      while (next < steps.length && steps[next]!.firstSlot === end) end += steps[next++]!.drawing.length;
+      // A step that draws nothing is waited for all the same, so that aborting takes effect within a step: by reading a slot,
+      // since waiting for the queue alone costs 11 ms.
+      const values = await this.#readSlots(Math.min(start, this.#numSlots - 1), Math.max(1, end - start));
+      for (const { drawing, firstSlot } of steps.slice(first, next)) {
+        read.push(drawing.map((_, row) => ({ token: values[firstSlot - start + row]! })));
+      }
     }
-    return program;
+    return read;
+  }
+
+  /**
+   * Compiles every program that steps without penalties, biases and log-probabilities can need, so that no later one waits.
+   *
+   * @param kinds Ways of drawing.
+   */
+  warmUp(kinds: readonly Sampler["kind"][] = ["greedy", "sample"]): void {
+    const { maxNumSeqs, device } = this.#model;
+    for (const maxTokens of this.#tokenBuckets) {
+      for (const maxSequences of sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu)) {
+        const limits = this.#limitsOf(maxTokens, maxSequences);
+        for (const kind of kinds) this.#capture(limits, { kind, details: "none", adjustments: 0 });
+      }
+      if (maxTokens > Math.min(this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs)!, this.maxTokens)) continue;
+      for (const maxBlocks of this.#blockBuckets(maxTokens)) {
+        const limits = this.#decodeLimits(maxTokens, maxBlocks);
+        for (const kind of kinds) this.#capture(limits, { kind, details: "none", adjustments: 0 });
+      }
+    }
+    this.#copyProgram();
   }
 
   /** The dispatches of every program compiled so far; of the greedy decode step where there is none. */
   explain(): string {
-    if (this.#programs.size === 0) {
-      const sampler: Sampler = { kind: "greedy", logprobs: false };
-      this.#program(this.#limits(1, 1, sampler), sampler);
+    if (this.#captured.size === 0) {
+      const limits = this.#decodeLimits(1, this.#blockBuckets(1)[0]!);
+      this.#capture(limits, { kind: "greedy", details: "none", adjustments: 0 });
     }
-    return [...this.#programs].map(([label, program]) => `${label}\n${program.explain()}`).join("\n\n");
+    return [...this.#captured].map(([label, { program }]) => `${label}\n${program.explain()}`).join("\n\n");
   }
 
-  /** Frees the programs. Weights and cache stay. */
+  /** Frees the programs and the slots. Weights and cache stay. */
   dispose(): void {
-    this.#programs.forEach((program) => program.dispose());
-    this.#programs.clear();
+    this.#captured.forEach(({ program }) => program.dispose());
+    this.#captured.clear();
+    this.#copier?.dispose();
+    this.#slots.release();
   }
-}
 
-function count({ sequence, numTokens }: Scheduled): void {
-  sequence.numComputedTokens += numTokens;
-}
+  get #numSlots(): number {
+    return this.#slots.shape[0] as number;
+  }
 
-function samplerOf({ greedy, adjustments }: EncodedSamplingRows, logprobs: boolean): Sampler {
-  if (greedy) return { kind: "greedy", logprobs };
-  const entries = adjustments.length / adjustmentWords;
-  const bound = entries === 0 ? 0 : ADJUSTMENTS * 4 ** Math.max(0, Math.ceil(Math.log2(entries / ADJUSTMENTS) / 2));
-  return { kind: "sample", logprobs, adjustments: bound };
-}
+  /** Slots for the draws of a step, next to each other. */
+  #takeSlots(count: number): number {
+    const first = this.#nextSlot + count > this.#numSlots ? 0 : this.#nextSlot;
+    this.#nextSlot = first + count;
+    return first;
+  }
 
-function describe(sampler: Sampler): string {
-  if (sampler.kind === "logits") return "logits";
-  const adjusted = sampler.kind === "sample" && sampler.adjustments > 0 ? `, ${sampler.adjustments} adjustments` : "";
-  return sampler.kind + adjusted + (sampler.logprobs ? ", log-probabilities" : "");
-}
+  #readSlots(start: number, count: number): ReturnType<Device["read"]> {
+    const { device } = this.#model, { buffer, offset } = device.resident(this.#slots);
+    return device.read(buffer, "i32", count, offset + 4 * start);
+  }
 
-/** What a program gives: logits, tokens `[rows]`, or tokens with log-probabilities `[rows, 2]` f32. */
-function outputOf(logits: Node, sampler: Sampler): Node {
-  if (sampler.kind === "logits") return logits;
-  if (sampler.kind === "greedy" && !sampler.logprobs) return argmax(logits);
-  const { token, logprob } = sampler.kind === "greedy" ? greedy(logits) : drawn(logits, sampler.adjustments);
-  if (!sampler.logprobs) return token;
-  // Side by side, so that one read fetches both. An id is below 2^24, so f32 holds it exactly.
-  const column = (node: Node): Node => reshape(node, [...node.shape, 1]);
-  return map(
-    "add",
-    pad(column(cast(token, "f32")), [0, 0], [0, 1], 0),
-    pad(column(logprob), [0, 1], [0, 0], 0),
-  );
-}
+  readonly #slotOf = (sequence: Sequence, position: number): number | undefined => {
+    const draw = this.#lastDraws.get(sequence);
+    return draw?.position === position ? draw.slot : undefined;
+  };
 
-function drawn(logits: Node, adjustments: number): { token: Node; logprob: Node } {
-  const rows = input("samplingRows", "u32", [logits.shape[0]!, rowWords]);
-  return sample(
-    logits,
-    rows,
-    adjustments > 0 ? input("adjustments", "i32", [adjustments, adjustmentWords]) : undefined,
-  );
-}
+  #limits({ task, numTokens, scheduled }: ScheduledStep): BatchLimits {
+    const maxTokens = this.#tokenBuckets.find((bucket) => bucket >= numTokens);
+    if (maxTokens === undefined) {
+      throw new Error(`Cannot run ${numTokens} tokens in one step: at most ${this.maxTokens}`);
+    }
+    const { maxNumSeqs, device } = this.#model, numSequences = scheduled.length;
+    const maxSequences = sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu).find((bucket) =>
+      bucket >= numSequences
+    );
+    if (maxSequences === undefined) {
+      throw new Error(`Cannot run ${numSequences} sequences in one step: at most ${maxNumSeqs}`);
+    }
+    const decode = task === "generate" && scheduled.every((item) => item.draws && item.numTokens === 1);
+    if (!decode) return this.#limitsOf(maxTokens, maxSequences);
+    const held = Math.max(...scheduled.map(({ sequence }) => sequence.blockTable.length));
+    return this.#decodeLimits(maxTokens, this.#blockBuckets(maxTokens).find((bucket) => bucket >= held)!);
+  }
 
-function samplingInputs(sampler: Sampler, rows: EncodedSamplingRows | undefined): Record<string, ArrayLike<number>> {
-  if (sampler.kind !== "sample" || !rows) return {};
-  return { samplingRows: rows.rows, ...(sampler.adjustments > 0 && { adjustments: rows.adjustments }) };
+  #limitsOf(maxTokens: number, maxSequences: number): BatchLimits {
+    return { maxTokens, maxSequences, maxBlocks: this.#maxBlocks, maxLogitRows: maxSequences };
+  }
+
+  #decodeLimits(maxTokens: number, maxBlocks: number): BatchLimits {
+    return { maxTokens, maxSequences: maxTokens, maxLogitRows: maxTokens, maxBlocks, decode: true };
+  }
+
+  /** Bounds of the blocks of a decoded sequence. */
+  #blockBuckets(maxTokens: number): number[] {
+    const { device, cache } = this.#model;
+    return blockBuckets(maxTokens, this.#maxBlocks, cache.options.blockSize, device.caps.cpu);
+  }
+
+  get #maxBlocks(): number {
+    return Math.ceil(this.#model.contextLength / this.#model.cache.options.blockSize);
+  }
+
+  #capture(limits: BatchLimits, sampler: Sampler | "logits"): Captured {
+    const what = sampler === "logits" ? sampler : describeSampler(sampler);
+    const { maxTokens, maxSequences, maxBlocks, decode } = limits;
+    const label = decode
+      ? `a token each of ${maxSequences} sequences of ${maxBlocks} blocks, ${what}`
+      : `${maxTokens} tokens of ${maxSequences} sequences, ${what}`;
+    let captured = this.#captured.get(label);
+    if (!captured) {
+      const { device, cache } = this.#model;
+      const program = compile(device, () => this.#trace(limits, sampler), { label });
+      captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize) };
+      this.#captured.set(label, captured);
+    }
+    return captured;
+  }
+
+  /** What a program computes: logits, or the slots with what was drawn, and its details. */
+  #trace(limits: BatchLimits, sampler: Sampler | "logits"): Node[] {
+    const { weights, config, cache, precision } = this.#model, batch = batchInputs(limits);
+    if (sampler === "logits") return [forward(weights, config, batch, cache, precision)];
+    const slots = buffer(this.#slots), tokens = tokenIds(batch.tokens, slots);
+    const logits = forward(weights, config, { ...batch, tokens }, cache, precision);
+    const { token, details } = samplerNodes(logits, sampler);
+    const kept = keepTokens(slots, token, batch.slots);
+    return details ? [kept, details] : [kept];
+  }
+
+  #copy(copies: readonly BlockCopy[]): void {
+    for (let first = 0; first < copies.length; first += COPIES) {
+      const some = copies.slice(first, first + COPIES);
+      const pairs = some.flatMap(({ from, to }) => [from, to]);
+      this.#copyProgram().run({ inputs: { pairs }, sizes: { copies: some.length } });
+    }
+  }
+
+  /** Copies blocks in the pools of all layers. */
+  #copyProgram(): Program {
+    const { device, cache } = this.#model, { blockSize } = cache.options;
+    return this.#copier ??= compile(device, () => {
+      const pairs = input("pairs", "i32", [new Sym("copies", COPIES), 2]);
+      return [...cache.keys, ...cache.values].map((pool) => copyBlocks(buffer(pool), pairs, { blockSize }));
+    }, { label: "copies of blocks" });
+  }
 }

@@ -79,12 +79,10 @@ export class Program {
    * Encodes the next run's commands now: they depend on sizes alone, and values are uploaded when it is submitted. Between
    * {@linkcode Program.run} and {@linkcode Program.read} the device is busy, so this costs no time (a decoder of 0.5B
    * parameters on an H100: 0.7 of 2.7 ms a token). A run of other sizes drops what was encoded.
-   *
-   * Submitting the next run too, before reading this one, would gain nothing: in this runtime a read-back waits for all that
-   * was submitted, not for what it reads alone.
    */
   encodeAhead(sizes: Sizes = {}): void {
     this.#check();
+    if (this.#ahead && this.#sameSizes(this.#ahead.sizes, sizes)) return;
     this.#ahead = { sizes: { ...sizes }, commands: this.#commands(sizes) };
   }
 

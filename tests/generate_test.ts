@@ -6,11 +6,12 @@ import { loadDecoder } from "../model/decoder_weights.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import { loadModel, type Model } from "../mod.ts";
-import { BlockManager } from "../serving/block_manager.ts";
 import { load } from "../serving/load_model.ts";
+import type { Engine } from "../serving/engine.ts";
 import type { LoadedModel } from "../serving/loaded_model.ts";
 import { openNamed } from "../serving/model_source.ts";
 import { Runner } from "../serving/runner.ts";
+import type { Scheduled } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
 import { openDevice } from "../tensor/device.ts";
 
@@ -24,7 +25,7 @@ interface StoryCase {
 }
 
 /** The story model with a cache in f32, and its engine in sight. */
-async function storyModel(): Promise<LoadedModel> {
+async function storyModel(): Promise<LoadedModel<Engine>> {
   return await load(await openNamed(undefined, {}), { kvDtype: "f32" });
 }
 
@@ -45,10 +46,11 @@ async function withoutCache(model: Model, prompt: readonly number[], count: numb
 Deno.test("the story model", async (t) => {
   await using model = await storyModel();
   const tokenizer = model.tokenizer!;
-  const free = model.engine.blocks.numFreeBlocks;
-  const idle = (): void => {
-    model.engine.blocks.assertConsistent([]);
-    assertEquals([model.engine.blocks.numFreeBlocks, model.engine.numRequests], [free, 0]);
+  const { blocks } = model.engine.scheduler;
+  const idle = async (): Promise<void> => {
+    await model.engine.idle();
+    blocks.assertConsistent([]);
+    assertEquals([blocks.numFreeBlocks, model.engine.numRequests], [blocks.numBlocks, 0]);
   };
 
   await t.step("says greedily what the reference says, all cases at once", async () => {
@@ -66,14 +68,14 @@ Deno.test("the story model", async (t) => {
       assertEquals(finishReason, ended ? "stop" : "length");
       assertEquals(usage, { promptTokens: ids.length, completionTokens: expected.length, cachedTokens: 0 });
     });
-    idle();
+    await idle();
   });
 
   await t.step("with the cache as without", async () => {
     const prompt = tokenizer.encode("The cat sat");
     const { tokens } = await model.complete({ tokens: prompt, temperature: 0, maxTokens: 5 });
     assertEquals(tokens, await withoutCache(model, prompt, 5));
-    idle();
+    await idle();
   });
 
   await t.step("same seed, same text, in any company; another seed, another text", async () => {
@@ -82,7 +84,7 @@ Deno.test("the story model", async (t) => {
     const [same, other] = await Promise.all([7, 8].map((seed) => model.complete({ ...sampling, seed })));
     assertEquals(same!.tokens, alone.tokens);
     assert(other!.text !== alone.text);
-    idle();
+    await idle();
   });
 
   await t.step("log-probabilities are those of the logits", async () => {
@@ -102,7 +104,7 @@ Deno.test("the story model", async (t) => {
       pieces.push(chunk.text);
     }
     assertEquals(pieces.join(""), "Hello! Tell me ");
-    idle();
+    await idle();
   });
 
   await t.step("stop ids and bias", async () => {
@@ -115,7 +117,7 @@ Deno.test("the story model", async (t) => {
 
   await t.step("breaking out of the loop frees the blocks", async () => {
     for await (const chunk of model.generate({ messages: HELLO, temperature: 0 })) if (chunk.text) break;
-    idle();
+    await idle();
   });
 
   await t.step("aborting ends within a step, with what was written", async () => {
@@ -127,7 +129,7 @@ Deno.test("the story model", async (t) => {
     assertEquals(chunks.at(-1)?.finishReason, "abort");
     assert(chunks.length <= 5, `${chunks.length} chunks`);
     assertEquals((await model.complete({ prompt: "Once", signal: AbortSignal.abort() })).finishReason, "abort");
-    idle();
+    await idle();
   });
 
   await t.step("what cannot be is refused with both numbers", async () => {
@@ -168,31 +170,32 @@ Deno.test("five sequences, some in prefill and some in decode, have the logits t
   const config = await readConfig(source), checkpoint = await openCheckpoint(source);
   const weights = await loadDecoder(device, checkpoint, config, { positions: 64 });
   const cache = new KvCache(device, config, { numBlocks: 40, blockSize: 4, dtype: "f32" });
-  const runner = new Runner({ device, weights, config, cache, precision: "exact", contextLength: 64, maxSequences: 8 });
-  const blocks = new BlockManager(40, 4);
-  const compute = async (items: readonly { sequence: Sequence; numTokens: number }[]): Promise<Float32Array> => {
-    items.forEach(({ sequence, numTokens }) => blocks.append(sequence, numTokens));
-    return await runner.logits(items);
+  const limits = { contextLength: 64, maxNumSeqs: 8, maxNumBatchedTokens: 64, maxSteps: 1 };
+  const runner = new Runner({ device, weights, config, cache, precision: "exact", ...limits });
+  let steps = 0;
+  const compute = async (scheduled: readonly Scheduled[]): Promise<Float32Array> => {
+    const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
+    const submitted = runner.prepare({ number: ++steps, task: "score", scheduled, numTokens, copies: [] }).submit();
+    const [result] = await runner.read([submitted]);
+    return result!.logits!;
   };
   // Tokens computed before the common step, and in it.
   const shares = [[0, 9], [11, 1], [5, 6], [30, 1], [0, 1]] as const;
-  const made = shares.map(([before, now], s) => ({
-    sequence: new Sequence(Array.from({ length: before + now }, (_, i) => (37 * s + 11 * i) % config.vocabSize)),
-    before,
-    numTokens: now,
-  }));
-  for (const { sequence, before } of made) if (before > 0) await compute([{ sequence, numTokens: before }]);
+  const made = shares.map(([before, now], s) => {
+    const sequence = new Sequence(Array.from({ length: before + now }, (_, i) => (37 * s + 11 * i) % config.vocabSize));
+    sequence.blockTable.push(...Array.from({ length: 8 }, (_, i) => 5 * i + s));
+    return { sequence, start: before, numTokens: now, draws: false };
+  });
+  for (const item of made) if (item.start > 0) await compute([{ ...item, start: 0, numTokens: item.start }]);
   const together = await compute(made);
   let row = 0;
-  for (const { sequence, before, numTokens } of made) {
-    blocks.free(sequence);
-    const alone = await compute([{ sequence, numTokens: before + numTokens }]);
-    blocks.free(sequence);
-    const expected = alone.subarray(before * config.vocabSize);
+  for (const { sequence, start, numTokens } of made) {
+    const alone = await compute([{ sequence, start: 0, numTokens: start + numTokens, draws: false }]);
+    const expected = alone.subarray(start * config.vocabSize);
     const actual = together.subarray(row * config.vocabSize, (row + numTokens) * config.vocabSize);
     assertEquals(actual.length, expected.length);
     const off = actual.reduce((worst, logit, i) => Math.max(worst, Math.abs(logit - expected[i]!)), 0);
-    assertEquals(off, 0, `${before} + ${numTokens} tokens: off by ${off}`);
+    assertEquals(off, 0, `${start} + ${numTokens} tokens: off by ${off}`);
     row += numTokens;
   }
   runner.dispose();

@@ -2,7 +2,7 @@
  * One sequence over the paged cache: the simplest user of a decoder, for suites that hold its logits against recorded ones.
  * The blocks of the sequence lie in the pool in a shuffled order, so that nothing passes by reading it straight through.
  */
-import { type Batch, batchInputs } from "../../model/batch.ts";
+import { batchInputs, type BatchValues } from "../../model/batch.ts";
 import { openCheckpoint } from "../../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../../model/config.ts";
 import { forward } from "../../model/decoder.ts";
@@ -75,7 +75,7 @@ export class SequenceRunner {
     const positions = Int32Array.from(ids, (_, i) => start + i);
     const slot = (position: number): number =>
       this.#blockTable[Math.floor(position / BLOCK_SIZE)]! * BLOCK_SIZE + position % BLOCK_SIZE;
-    const inputs: Record<keyof Batch, Int32Array> = {
+    const inputs: BatchValues["inputs"] = {
       tokens: Int32Array.from(ids),
       positions,
       slotMapping: positions.map(slot),
