@@ -13,15 +13,7 @@
  * @module
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
-import {
-  type Caps,
-  type Cost,
-  dimWgsl,
-  type Kernel,
-  type KernelCall,
-  type RewriteContext,
-  type TensorType,
-} from "../tensor/kernel.ts";
+import { type Caps, type Cost, dimWgsl, type Kernel, type KernelCall, type TensorType } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { activationInputs, codesReference, codeTypes, type Int8Source, sourceOf } from "./int8_activations.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
