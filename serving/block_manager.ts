@@ -334,7 +334,7 @@ export class BlockManager {
   #outOfBlocks(numTokens: number, missing: number): OutOfBlocksError {
     return new OutOfBlocksError(
       `Cannot compute ${numTokens} more tokens: ${missing} blocks of ${this.blockSize} tokens are needed, ` +
-        `${this.#free.size} of ${this.numBlocks} are free. Wait for another request to end, or load with a longer context.`,
+        `${this.#free.size} of ${this.numBlocks} are free. Wait for another request to end, or load with more memory for keys and values`,
     );
   }
 }

@@ -244,7 +244,7 @@ export class Scheduler {
   #tryAdmit(step: StepBuilder, sequence: Sequence): boolean {
     const scores = sequence.task === "score";
     if (!scores && this.#slots.length === 0) return false;
-    if (sequence.numInFlight > 0) return false; // preempted, and what it drew has not been read
+    if (sequence.numInFlight > 0) return false; // preempted, and the token that it goes on from is not known
     const match = this.blocks.match(sequence, step.number);
     // What this step computes the next one finds: a prefix that is shared is computed once.
     if (match.fresh) return false;

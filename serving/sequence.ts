@@ -101,11 +101,6 @@ export class Sequence {
     return this.#history !== undefined;
   }
 
-  /** How the next token is drawn. Its index in the sequence keys its random numbers, so company changes nothing. */
-  get samplingRow(): SamplingRow {
-    return this.samplingRowAt(this.tokens.length);
-  }
-
   /**
    * How the token of an index is drawn. The index keys its random numbers, so company changes nothing.
    *
