@@ -195,18 +195,18 @@ export class Engine implements EngineClient {
 
   /** One round: some steps are scheduled and run, and what they drew is postprocessed. */
   async step(): Promise<void> {
-    const results = await this.#lookAhead.advance();
+    const start = performance.now(), results = await this.#lookAhead.advance();
     if (results.length === 0 && this.#hasWork) {
       throw new Error("Cannot go on: there are requests, and none can be computed");
     }
-    this.#postprocess(results);
+    this.#postprocess(results, start);
   }
 
-  #postprocess(results: readonly StepResult[]): void {
+  #postprocess(results: readonly StepResult[], start: number): void {
     const touched = new Set<Sample>(), now = performance.now();
     let promptTokens = 0, generated = 0;
     for (const result of results) {
-      for (const item of result.step.scheduled) promptTokens += this.#begin(item, now);
+      for (const item of result.step.scheduled) promptTokens += this.#begin(item, start);
       for (const { sequence, sampled } of result.drawn) {
         const sample = this.#samples.get(sequence);
         if (!sample) continue; // it ended before: what ran past its end is dropped
@@ -223,10 +223,10 @@ export class Engine implements EngineClient {
     for (const sample of touched) this.#tell(sample);
   }
 
-  /** Notes when a sequence's first tokens were computed, and says how many of its prompt a step computed. */
-  #begin({ sequence, start, numTokens }: Scheduled, now: number): number {
+  /** Notes when the first of a sequence's steps began, and says how many of its prompt a step computed. */
+  #begin({ sequence, start, numTokens }: Scheduled, began: number): number {
     const request = this.#samples.get(sequence)?.request;
-    if (request) request.queuedMs ??= now - request.arrived;
+    if (request) request.queuedMs ??= Math.max(0, began - request.arrived);
     return Math.max(0, Math.min(start + numTokens, sequence.numPromptTokens) - start);
   }
 

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Worker } from "node:worker_threads";
 import { ChatTemplate } from "../model/chat_template.ts";
 import { readGenerationConfig } from "../model/generation_config.ts";
 import { readJson, type Source } from "../model/source.ts";
@@ -13,6 +14,7 @@ import { checkLoadOptions } from "./load_options.ts";
 import { LoadedModel } from "./loaded_model.ts";
 import type { LoadOptions, Model } from "./model.ts";
 import { type NamedSource, openNamed } from "./model_source.ts";
+import { loadWorkerEngine, startEngineThread } from "./worker_engine.ts";
 
 /**
  * Loads a model.
@@ -32,7 +34,25 @@ import { type NamedSource, openNamed } from "./model_source.ts";
  */
 export async function loadModel(source?: string | Source, options: LoadOptions = {}): Promise<Model> {
   checkLoadOptions(options);
-  return await load(await openNamed(source, options), options);
+  // A device cannot leave its thread.
+  const thread = typeof options.device === "object" ? undefined : startEngineThread();
+  try {
+    const named = await openNamed(source, options);
+    thread?.worker.ref();
+    if (!await thread?.ready) return await load(named, options);
+    return await loadIntoThread(thread!.worker, named, options);
+  } catch (cause) {
+    await thread?.worker.terminate();
+    throw cause;
+  }
+}
+
+/** Loads a model whose engine has a thread of its own. */
+async function loadIntoThread(worker: Worker, named: NamedSource, options: LoadOptions): Promise<Model> {
+  const text = loadText(named.source);
+  text.catch(() => {}); // awaited below, unless something fails before
+  const loaded = await loadWorkerEngine(worker, named, options);
+  return new LoadedModel({ name: named.name, ...loaded, ...await text });
 }
 
 /** Loads a model whose engine lives in this thread, in sight. */

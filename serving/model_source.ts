@@ -13,6 +13,8 @@ import { storyModelFolder } from "./story_model.ts";
 export interface NamedSource {
   readonly name: string;
   readonly source: Source;
+  /** The folder that holds the files, where one does: another thread can read them itself. */
+  readonly folder?: string;
 }
 
 /**
@@ -38,7 +40,7 @@ export async function openNamed(source: string | Source | undefined, options: Lo
   const { revision, onProgress, signal } = options;
   if (source === undefined) {
     refuseRevision(revision, "the story model");
-    return { name: "the story model", source: fileSource(await storyModelFolder({ onProgress, signal })) };
+    return fromFolder("the story model", await storyModelFolder({ onProgress, signal }));
   }
   if (typeof source !== "string") {
     if (typeof source?.readText !== "function") {
@@ -51,7 +53,7 @@ export async function openNamed(source: string | Source | undefined, options: Lo
   const kind = await kindOf(name);
   if (kind === "folder") {
     refuseRevision(revision, name);
-    return { name, source: fileSource(name) };
+    return fromFolder(name, name);
   }
   if (kind === "file") throw new Error(`Cannot load "${source}": it is a file, give the folder that holds it`);
   if (!isHubId(name)) {
@@ -69,7 +71,11 @@ export async function openNamed(source: string | Source | undefined, options: Lo
     cause.message += `. There is no folder "${source}" here either.`;
     throw cause;
   });
-  return { name, source: fileSource(folder) };
+  return fromFolder(name, folder);
+}
+
+function fromFolder(name: string, folder: string): NamedSource {
+  return { name, source: fileSource(folder), folder };
 }
 
 /** To ignore it would be to load something else than was asked for. */

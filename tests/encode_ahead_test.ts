@@ -1,9 +1,17 @@
 /** Decoding encodes each step while the device works on the one before it: when that happens, and that no answer changes. */
 import { assertEquals } from "@std/assert";
-import { loadModel, type Model } from "../mod.ts";
+import type { Model } from "../mod.ts";
+import { load } from "../serving/load_model.ts";
+import { openNamed } from "../serving/model_source.ts";
+import type { LoadOptions } from "../serving/model.ts";
 import { Program } from "../tensor/program.ts";
 
 const TINY = `${import.meta.dirname}/fixtures/models/qwen3-tiny`;
+
+/** Loads with the engine in this thread, where its work can be watched. */
+async function loadModel(folder: string, options: LoadOptions = {}): Promise<Model> {
+  return await load(await openNamed(folder, options), options);
+}
 
 /** Has `name` of each object of a class tell `told`, until the returned function is called. */
 function watch<T extends object>(prototype: T, name: keyof T & string, told: () => void): () => void {
