@@ -3,7 +3,6 @@
  *
  * @module
  */
-import type { Worker } from "node:worker_threads";
 import { ChatTemplate } from "../model/chat_template.ts";
 import { readGenerationConfig } from "../model/generation_config.ts";
 import { readJson, type Source } from "../model/source.ts";
@@ -14,7 +13,7 @@ import { checkLoadOptions } from "./load_options.ts";
 import { LoadedModel } from "./loaded_model.ts";
 import type { LoadOptions, Model } from "./model.ts";
 import { type NamedSource, openNamed } from "./model_source.ts";
-import { loadWorkerEngine, startEngineThread } from "./worker_engine.ts";
+import { type EngineThread, loadWorkerEngine, startEngineThread } from "./worker_engine.ts";
 
 /**
  * Loads a model.
@@ -38,20 +37,20 @@ export async function loadModel(source?: string | Source, options: LoadOptions =
   const thread = typeof options.device === "object" ? undefined : startEngineThread();
   try {
     const named = await openNamed(source, options);
-    thread?.worker.ref();
+    thread?.keepAlive(true);
     if (!await thread?.ready) return await load(named, options);
-    return await loadIntoThread(thread!.worker, named, options);
+    return await loadIntoThread(thread!, named, options);
   } catch (cause) {
-    await thread?.worker.terminate();
+    await thread?.end();
     throw cause;
   }
 }
 
 /** Loads a model whose engine has a thread of its own. */
-async function loadIntoThread(worker: Worker, named: NamedSource, options: LoadOptions): Promise<Model> {
+async function loadIntoThread(thread: EngineThread, named: NamedSource, options: LoadOptions): Promise<Model> {
   const text = loadText(named.source);
   text.catch(() => {}); // awaited below, unless something fails before
-  const loaded = await loadWorkerEngine(worker, named, options);
+  const loaded = await loadWorkerEngine(thread, named, options);
   return new LoadedModel({ name: named.name, ...loaded, ...await text });
 }
 

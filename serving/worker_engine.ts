@@ -13,10 +13,34 @@ import type { NamedSource } from "./model_source.ts";
 import { type FromEngine, type PlainError, plainError, revivedError, type ToEngine } from "./worker_protocol.ts";
 
 /** A thread in which an engine can be loaded. */
-export interface EngineThread {
-  readonly worker: Worker;
+export class EngineThread {
   /** Whether it answers: one that does not cannot be used. */
   readonly ready: Promise<boolean>;
+  #keepsAlive = true;
+
+  /** A thread that was started, and does not keep the process alive. */
+  constructor(readonly worker: Worker) {
+    this.ready = new Promise((resolve) => {
+      worker.once("message", () => resolve(true));
+      worker.once("error", () => resolve(false));
+      worker.once("exit", () => resolve(false));
+    });
+    this.keepAlive(false);
+  }
+
+  /** Says whether the process waits for it. */
+  keepAlive(alive: boolean): void {
+    if (alive === this.#keepsAlive) return; // the runtime counts these calls
+    this.#keepsAlive = alive;
+    if (alive) this.worker.ref();
+    else this.worker.unref();
+  }
+
+  /** Ends it, and waits for its end. */
+  async end(): Promise<void> {
+    this.keepAlive(true); // or a process that has nothing else to do ends in the middle of waiting
+    await this.worker.terminate();
+  }
 }
 
 /** An engine in another thread, and its model. */
@@ -44,14 +68,7 @@ export function startEngineThread(): EngineThread | undefined {
   const start = script.protocol === "file:"
     ? script
     : new URL(`data:text/javascript,import ${JSON.stringify(script.href)};`);
-  const worker = new Worker(start);
-  const ready = new Promise<boolean>((resolve) => {
-    worker.once("message", () => resolve(true));
-    worker.once("error", () => resolve(false));
-    worker.once("exit", () => resolve(false));
-  });
-  worker.unref();
-  return { worker, ready };
+  return new EngineThread(new Worker(start));
 }
 
 /**
@@ -60,12 +77,12 @@ export function startEngineThread(): EngineThread | undefined {
  * @throws {Error} as loading in this thread would; the signal's reason where it is aborted.
  */
 export async function loadWorkerEngine(
-  worker: Worker,
+  thread: EngineThread,
   { source, folder }: NamedSource,
   options: LoadOptions,
 ): Promise<LoadedWorkerEngine> {
   const { onProgress, debug, signal, ...plain } = options;
-  const engine = new WorkerEngine(worker, source);
+  const engine = new WorkerEngine(thread, source);
   const stop = (): void => engine.fail(signal!.reason);
   signal?.addEventListener("abort", stop);
   try {
@@ -77,7 +94,7 @@ export async function loadWorkerEngine(
     });
     return { engine, ...info };
   } catch (cause) {
-    await worker.terminate();
+    await thread.end();
     throw cause;
   } finally {
     signal?.removeEventListener("abort", stop);
@@ -86,7 +103,7 @@ export async function loadWorkerEngine(
 
 /** The caller's side of an engine. */
 export class WorkerEngine implements EngineClient {
-  readonly #worker: Worker;
+  readonly #thread: EngineThread;
   readonly #source: Source;
   readonly #sinks = new Map<number, { readonly sink: OutputSink; open: number }>();
   readonly #jobs = new Map<number, Job>();
@@ -96,11 +113,13 @@ export class WorkerEngine implements EngineClient {
   #loading: { resolve: (info: EngineInfo) => void; reject: (cause: Error) => void } | undefined;
   #failure: Error | undefined;
   #closing: Promise<void> | undefined;
+  #isClosing = false;
   #closed: () => void = () => {};
 
   /** Use {@linkcode loadWorkerEngine}. */
-  constructor(worker: Worker, source: Source) {
-    this.#worker = worker;
+  constructor(thread: EngineThread, source: Source) {
+    const { worker } = thread;
+    this.#thread = thread;
     this.#source = source;
     worker.on("message", (message: FromEngine) => this.#take(message));
     const ended = (why: string, cause?: unknown): void =>
@@ -161,11 +180,11 @@ export class WorkerEngine implements EngineClient {
     if (!this.#failure) {
       const closed = new Promise<void>((resolve) => this.#closed = resolve);
       this.#failure = cause;
+      this.#isClosing = true;
       this.#send({ type: "close", cause: plainError(cause) });
-      this.#worker.ref();
       await closed;
     }
-    await this.#worker.terminate();
+    await this.#thread.end();
   }
 
   #job(message: (id: number) => ToEngine, sink: LogitsSink): Promise<string> {
@@ -178,14 +197,14 @@ export class WorkerEngine implements EngineClient {
   }
 
   #send(message: ToEngine): void {
-    this.#worker.postMessage(message);
+    this.#thread.worker.postMessage(message);
     this.#keepAlive();
   }
 
   /** The process waits for the thread while someone waits for an answer, and no longer. */
   #keepAlive(): void {
-    if (this.#sinks.size > 0 || this.#jobs.size > 0 || this.#loading) this.#worker.ref();
-    else this.#worker.unref();
+    const waits = this.#sinks.size > 0 || this.#jobs.size > 0 || this.#loading !== undefined;
+    this.#thread.keepAlive(waits || this.#isClosing);
   }
 
   #take(message: FromEngine): void {
