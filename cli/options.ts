@@ -283,8 +283,8 @@ export const OPTIONS: OptionTable = {
     value: choice("exact", "fast"),
     group: "Engine",
     commands: RUN,
-    help: "exact computes in 32-bit floats; fast takes activations in 8 bits (for GPUs, on trial)",
-    default: "exact",
+    help: "exact computes in 32-bit floats; fast takes activations in 8 bits",
+    default: "fast on GPUs, exact on CPUs",
   },
   kvDtype: {
     flag: "kv-dtype",

@@ -91,8 +91,12 @@ export function makeEngine(
   release?: () => void,
 ): { engine: Engine; runner: Runner } {
   const { device, cache, contextLength, maxNumSeqs, maxNumBatchedTokens } = parts;
-  const { precision = "exact", maxSteps = device.caps.cpu ? 1 : GPU_STEPS, policy = "fcfs", prefixCache = true } =
-    options;
+  const {
+    precision = device.caps.cpu ? "exact" : "fast",
+    maxSteps = device.caps.cpu ? 1 : GPU_STEPS,
+    policy = "fcfs",
+    prefixCache = true,
+  } = options;
   const runner = new Runner({ ...parts, precision, maxSteps });
   const { numBlocks, blockSize } = cache.options;
   const engine = new Engine({

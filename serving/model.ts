@@ -28,8 +28,8 @@ export interface LoadProgress {
 /** How a model is loaded. */
 export interface LoadOptions {
   /**
-   * `exact`, the default: float32 throughout. `fast` multiplies weights of 4 and 8 bits by activations in 8 bits: made for
-   * GPUs, and on trial until it has been measured on real models.
+   * `exact`: float32 throughout. `fast` multiplies weights of 4 and 8 bits by activations in 8 bits; `bench/README.md` has what
+   * that costs. GPUs take `fast` unless told otherwise, CPU devices, where it is the slower one, `exact`.
    */
   precision?: "exact" | "fast";
   /** How keys and values are stored: `f16` unless given; `f32` for exactness. */

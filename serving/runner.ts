@@ -151,8 +151,9 @@ export class Runner {
     const submit = (): SubmittedStep => {
       this.#copy(step.copies);
       program.run({ inputs: { ...inputs, ...rowInputs }, sizes });
-      // A step of decoding is mostly followed by one like it, which is encoded while the device works on this one.
-      if (sizes.rows === sizes.tokens) program.encodeAhead(sizes);
+      // A step of decoding, and a whole chunk of a prompt, are mostly followed by one like it, which is encoded while the device
+      // works on this one.
+      if (sizes.rows === sizes.tokens || sizes.tokens === this.maxTokens) program.encodeAhead(sizes);
       return {
         step,
         drawing: drawing.map(({ sequence }) => sequence),
