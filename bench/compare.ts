@@ -68,8 +68,8 @@ export interface Comparison {
  * import { assertEquals } from "@std/assert";
  * import { compareResults } from "./compare.ts";
  *
- * const [moved] = compareResults([{ shape: "7b", tokensPerSecond: 100 }], [{ shape: "7b", tokensPerSecond: 120 }]);
- * assertEquals([moved?.what, moved?.change, moved?.verdict], ["shape 7b", 0.2, "better"]);
+ * const [moved] = compareResults([{ shape: "7b", tokensPerSecond: 100 }], [{ shape: "7b", tokensPerSecond: 150 }]);
+ * assertEquals([moved?.what, moved?.change, moved?.verdict], ["shape 7b", 0.5, "better"]);
  * ```
  */
 export function compareResults(before: readonly Line[], after: readonly Line[]): Comparison[] {

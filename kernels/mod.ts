@@ -22,6 +22,7 @@ export * from "./copy_blocks.ts";
 export * from "./decode_attention.ts";
 export * from "./embedding.ts";
 export * from "./flash_reference.ts";
+export type { Int8Source } from "./int8_activations.ts";
 export * from "./int8_matmul.ts";
 export * from "./int8_variants.ts";
 export * from "./kv_write.ts";
