@@ -16,7 +16,12 @@ type Story = LoadedModel<Engine>;
 const BLOCK = 16;
 
 async function storyModel(options: EngineLoadOptions = {}): Promise<Story> {
-  return await load(await openNamed(undefined, {}), { maxSteps: 4, contextLength: 256, precision: "exact", ...options });
+  return await load(await openNamed(undefined, {}), {
+    maxSteps: 4,
+    contextLength: 256,
+    precision: "exact",
+    ...options,
+  });
 }
 
 /** Memory of so many blocks of keys and values. */
