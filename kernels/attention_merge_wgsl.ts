@@ -6,7 +6,7 @@
 import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST, TILE } from "./attention_layout.ts";
-import { blockFunctions, octet, type QuantisedStore, quantiseOctet } from "./quantise_wgsl.ts";
+import { blockFunctions, octet, type QuantisedStore, quantiseFinished, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 
@@ -131,13 +131,10 @@ var<workgroup> factors: array<vec4f, ${lanes}>;`,
 
 /** WGSL that quantises the features of a head, one a lane, into the codes from octet `first` on. */
 function quantiseHead(first: string, headDim: number, caps: Caps): string {
-  const four = (name: string): string => `vec4f(${repeat(4, (i) => `${i > 0 ? ", " : ""}finished[${name} + ${i}u]`)})`;
+  const octets = headDim / octet, start = `${octet}u * min(lane, ${octets - 1}u)`;
   return `if (lane < ${headDim}u) { finished[lane] = value * weight; }
   workgroupBarrier();
-  let start = ${octet}u * min(lane, ${headDim / octet - 1}u);
-  let low = ${four("start")};
-  let high = ${four("start + 4u")};
-  ${quantiseOctet(`${first} + lane`, `lane < ${headDim / octet}u`, caps)}`;
+  ${quantiseFinished(start, `${first} + lane`, `lane < ${octets}u`, caps)}`;
 }
 
 /**

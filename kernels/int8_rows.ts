@@ -12,7 +12,7 @@ import type { Caps, KernelSource } from "../tensor/kernel.ts";
 import type { RowsForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
 import { type Activations, activationsOf } from "./int8_activations.ts";
-import { blockFunctions, quantiseOctet } from "./quantise_wgsl.ts";
+import { blockFunctions, quantiseFinished } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
 /** Outputs of a team for each token. */
@@ -159,25 +159,15 @@ function storeText(product: Int8Product, form: RowsForm, at: Place, first: strin
 function quantiseText(product: Int8Product, form: RowsForm, caps: Caps): string {
   if (!product.quantise) return "";
   const octets = rowsOutputs(product, form) / 8, count = octets * form.tokens, threads = threadsOf(form);
-  const four = (from: number): string => `vec4f(${indices(4).map((i) => `finished[start + ${from + i}u]`).join(", ")})`;
+  const all = product.outputs / 8, inside = `item < ${count}u && token < tokens && octet < ${all}u`;
+  const store = { codes: "store_y_codes", scales: "store_y_scales" };
   const text = (item: string): string =>
     `let item = ${item};
-let start = 8u * min(item, ${count - 1}u);
 let token = token0 + item / ${octets}u;
 let octet = item % ${octets}u + output0 / 8u;
-let low = ${four(0)};
-let high = ${four(4)};
-${
-      quantiseOctet(
-        `token * ${product.outputs / 8}u + octet`,
-        `item < ${count}u && token < tokens && octet < ${product.outputs / 8}u`,
-        caps,
-        { codes: "store_y_codes", scales: "store_y_scales" },
-      )
-    }`;
-  const turns = Math.ceil(count / threads);
-  return `workgroupBarrier();\n` +
-    indices(turns).map((turn) => `{\n${text(`lane + ${turn * threads}u`)}\n}\n`).join("");
+${quantiseFinished(`8u * min(item, ${count - 1}u)`, `token * ${all}u + octet`, inside, caps, store)}`;
+  const turns = indices(Math.ceil(count / threads));
+  return `workgroupBarrier();\n` + turns.map((turn) => `{\n${text(`lane + ${turn * threads}u`)}\n}\n`).join("");
 }
 
 /** Stores of a team whose lanes have the finished sums. */

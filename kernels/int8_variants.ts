@@ -76,9 +76,14 @@ export function stageColumns(columns: number): 32 | 64 {
   return columns % 64 === 0 ? 64 : 32;
 }
 
+/** Tokens that one reading of the weights serves in a matrix-vector form. */
+function servedTokens(maxTokens: number): number {
+  return maxTokens <= 2 ? maxTokens : maxTokens <= 4 ? 4 : 8;
+}
+
 /** The matrix-vector form: few rows need more lanes each, or there are fewer workgroups than a GPU has processors. */
 function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm {
-  const tokens = maxTokens === 1 ? 1 : maxTokens === 2 ? 2 : maxTokens <= 4 ? 4 : 8;
+  const tokens = servedTokens(maxTokens);
   if (caps.cpu) {
     return { kind: "rows", rows: 2, tokens: Math.min(tokens, 4), lanes: 4, groups: 2, slices: 1, unroll: 1 };
   }
@@ -159,13 +164,7 @@ function blocksForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
   const most = caps.subgroups ? caps.subgroupSize : 32, form = { kind: "rows", slices: 1, unroll: 1 } as const;
   if (caps.cpu) return { ...form, rows: 8, tokens: Math.min(maxTokens, 2), lanes: 4, groups: 8 };
   if (maxTokens === 1) return { ...form, rows: 8, tokens: 1, lanes: Math.min(32, most), groups: 8 };
-  return {
-    ...form,
-    rows: 2,
-    tokens: maxTokens === 2 ? 2 : maxTokens <= 4 ? 4 : 8,
-    lanes: Math.min(8, most),
-    groups: 32,
-  };
+  return { ...form, rows: 2, tokens: servedTokens(maxTokens), lanes: Math.min(8, most), groups: 32 };
 }
 
 /** Whether products of so many tokens have a form that stores codes. */

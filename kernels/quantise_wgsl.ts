@@ -67,6 +67,16 @@ export function quantiseOctet(at: string, inside: string, caps: Caps, store = ou
     }`;
 }
 
+/** {@linkcode quantiseOctet} of eight neighbours in the workgroup's array `finished`, from index `start` on. */
+export function quantiseFinished(start: string, at: string, inside: string, caps: Caps, store = outputStore): string {
+  const four = (from: number): string =>
+    `vec4f(${[0, 1, 2, 3].map((i) => `finished[start + ${from + i}u]`).join(", ")})`;
+  return `let start = ${start};
+    let low = ${four(0)};
+    let high = ${four(4)};
+    ${quantiseOctet(at, inside, caps, store)}`;
+}
+
 /** Octets that an invocation of the fused norm keeps in registers; longer rows are read twice. */
 const keptOctets = 4;
 

@@ -223,14 +223,15 @@ export class Runner {
    */
   warmUp(kinds: readonly Sampler["kind"][] = ["greedy", "sample"]): void {
     const { maxNumSeqs, device } = this.#model;
+    const mostDecoded = this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs) ?? this.maxTokens;
     for (const maxTokens of this.#tokenBuckets) {
-      for (const maxSequences of sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu)) {
-        const limits = this.#limitsOf(maxTokens, maxSequences);
-        for (const kind of kinds) this.#capture(limits, { kind, details: "none", adjustments: 0 });
-      }
-      if (maxTokens > Math.min(this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs)!, this.maxTokens)) continue;
-      for (const maxBlocks of this.#blockBuckets(maxTokens)) {
-        const limits = this.#decodeLimits(maxTokens, maxBlocks);
+      const sequences = sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu);
+      const blocks = maxTokens <= mostDecoded ? this.#blockBuckets(maxTokens) : [];
+      const all = [
+        ...sequences.map((maxSequences) => this.#limitsOf(maxTokens, maxSequences)),
+        ...blocks.map((maxBlocks) => this.#decodeLimits(maxTokens, maxBlocks)),
+      ];
+      for (const limits of all) {
         for (const kind of kinds) this.#capture(limits, { kind, details: "none", adjustments: 0 });
       }
     }
