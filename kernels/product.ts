@@ -6,7 +6,8 @@
  *     gated:    silu(y[t, r]) * y[t, r + rows / 2]                  silu(v) = v / (1 + exp(-v))
  *
  * Columns are taken in parts of 32. A running vec4 keeps the sums of columns 0, 1, 2, 3 modulo 4; it takes one fused
- * multiply-add for each four columns in ascending order and is added up at the end. That order never depends on the
+ * multiply-add for each four columns in ascending order and is added up at the end. Where lanes share a row, which of its parts
+ * a lane takes goes by the format alone, however many of them the text of a form unrolls. So the order never depends on the
  * number of tokens.
  *
  * @module
@@ -197,6 +198,21 @@ function laneRowsMain(product: Product, variant: ProductVariant, reader: WeightR
 /** Lanes that share a row where there are no subgroups. */
 const sharedLanes = 32;
 
+/**
+ * The loop over a lane's steps. A lane takes `run` parts in a row, then jumps over those of the others: runs are as long as the
+ * longest step of any form, so that a lane adds the same columns in all of them.
+ */
+function sharedSteps(
+  { format, columns }: Product,
+  { parts, steps }: WeightReader,
+  lanes: number,
+  lane: string,
+): string {
+  const run = weightReader(format, columns, 2).parts / parts;
+  const next = run === 1 ? `${lanes}u` : `select(1u, ${(lanes - 1) * run + 1}u, step % ${run}u == ${run - 1}u)`;
+  return `for (var step = ${lane} * ${run}u; step < ${steps}u; step += ${next})`;
+}
+
 function subgroupRowsMain(product: Product, variant: ProductVariant, reader: WeightReader, caps: Caps): string {
   const lanes = caps.subgroups ? caps.subgroupSize : sharedLanes;
   const team = caps.subgroups ? "subgroup" : `(lane / ${lanes}u)`;
@@ -204,7 +220,7 @@ function subgroupRowsMain(product: Product, variant: ProductVariant, reader: Wei
   let text =
     `let first = (workgroup.x * ${variant.workgroup / lanes}u + ${team}) * ${outputsOf(product, variant)}u;\n` +
     prologue(product, variant) +
-    `for (var step = ${member}; step < ${reader.steps}u; step += ${lanes}u) {\n` +
+    `${sharedSteps(product, reader, lanes, member)} {\n` +
     `${stepBody(product, variant, reader, false)}}\n`;
   for (const row of rowNames(product, variant)) {
     for (const m of indices(variant.tokens)) {

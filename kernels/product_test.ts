@@ -1,14 +1,50 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { openDevice } from "../tensor/device.ts";
+import { Device, openDevice } from "../tensor/device.ts";
+import type { HostArray } from "../tensor/dtype.ts";
 import { input } from "../tensor/node.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { matmul } from "./matmul.ts";
+import { productKernel, type ProductParams } from "./product.ts";
 import { linear, quantisedMatmul } from "./quantised_matmul.ts";
 import { seededRandom } from "./random.ts";
 import { productCall } from "./random_product.ts";
+import { type ProductVariant, productVariants } from "./variants.ts";
 import type { WeightFormat } from "./weight_format.ts";
 
 const fourBits: WeightFormat = { kind: "affine", bits: 4, groupSize: 64, scales: "f16" };
+
+/** Products whose readers differ: in the parts of a step, in what a load brings, in columns that run out. */
+const products: readonly (ProductParams & { readonly columns: number })[] = [
+  { format: fourBits, columns: 64 * 45 },
+  { format: { kind: "dense", dtype: "f16" }, columns: 1130, gate: true },
+  { format: { ...fourBits, bits: 3, groupSize: 32 }, columns: 32 * 37 },
+];
+
+for (const cpu of [true, false]) {
+  for (const disable of cpu ? [[] as const] : [[], ["subgroups"]] as const) {
+    Deno.test(`all forms for a ${cpu ? "CPU" : "GPU"} without [${disable}] add a row in one order`, async () => {
+      const plain = await openDevice({ disable });
+      const device = new Device(plain.gpu, plain.info, { ...plain.caps, cpu }, Infinity, true);
+      const [one, ...many] = productVariants.filter((form) => form.cpu === cpu);
+      for (const { columns, ...params } of disable.length > 0 ? products.slice(0, 1) : products) {
+        const rows = 6, tokens = 9, kind = params.format.kind;
+        const { inputs: [x, ...weight] } = productCall(params, tokens, rows, columns, seededRandom(columns));
+        const run = async (form: ProductVariant, from: number, to: number): Promise<HostArray> => {
+          const data = x!.data.slice(from * columns, to * columns);
+          const inputs = [{ dtype: "f32", shape: [to - from, columns], data } as const, ...weight];
+          return (await runKernel(device, productKernel(kind, kind, () => form), { params, inputs }))[0]!;
+        };
+        const alone = [await run(one!, 0, 1), await run(one!, tokens - 1, tokens)];
+        for (const form of many) {
+          const batch = await run(form, 0, tokens), size = batch.length / tokens;
+          const label = JSON.stringify([params, form]);
+          assertEquals([batch.slice(0, size), batch.slice(-size)], alone, label);
+        }
+      }
+      plain.close();
+    });
+  }
+}
 
 Deno.test("a token's product has the same bits alone and in a batch", async () => {
   const device = await openDevice();
