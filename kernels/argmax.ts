@@ -99,9 +99,13 @@ ${Array.from({ length: 7 }, (_, i) => `    best = better(best, bests[${(i + 1) *
 }`;
 }
 
-/** WGSL of `sum_over_lanes(lane, value)`, always in one order. */
+/**
+ * WGSL of `sum_over_lanes(lane, value)`, always in one order, and of `log_sum_exp_of(greatest, sum)`, the logarithm of the sum of
+ * exponentials out of Σ exp(x - greatest): whichever kernel computes it rounds alike, since no step is left to a compiler.
+ */
 export function sumWgsl(lanes: number): string {
   return `
+fn log_sum_exp_of(greatest: f32, sum: f32) -> f32 { return fma(log2(sum), ${Math.LN2}, greatest); }
 var<workgroup> addends: array<f32, ${lanes}>;
 var<workgroup> total: f32;
 fn sum_over_lanes(lane: u32, mine: f32) -> f32 {

@@ -139,7 +139,7 @@ function rmsWgsl(headDim: number, eps: number, lanes: number): string {
   partial[lane] = squares;
   workgroupBarrier();
   let sum = ${Array.from({ length: lanes }, (_, i) => `partial[${i}]`).join(" + ")};
-  let inverse_rms = inverseSqrt(max(sum * ${1 / headDim} + ${eps}, 1.2e-38));`;
+  let inverse_rms = inverseSqrt(max(fma(sum, ${1 / headDim}, ${eps}), 1.2e-38));`;
 }
 
 function fusedWgsl(call: KernelCall<RopeAndWriteKvParams>, caps: Caps): KernelSource {

@@ -4,7 +4,8 @@
  *     y = x / sqrt(mean(x²) + eps) * weight
  *
  * One workgroup takes one row. Its lanes sum squares over strided columns and every lane adds up the lanes' sums in the
- * same order, so that a row's result depends on nothing but the row.
+ * same order, so that a row's result depends on nothing but the row. Multiply-adds are written as `fma`: no compiler may join
+ * them one way in a program for one row and another way in one for many.
  *
  * @module
  */
@@ -35,7 +36,7 @@ function wgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
   const { rows, columns } = sizes(call);
   const wide = columns % 4 === 0;
   const width = wide ? 4 : 1, count = columns / width, lanes = lanesOf(columns, caps);
-  const squares = wide ? "dot(value, value)" : "value * value";
+  const vector = wide ? "vec4f" : "f32", sum = wide ? "(squares.x + squares.y) + (squares.z + squares.w)" : "squares";
   return {
     inputs: [{ name: "x", width }, { name: "weight", width }],
     outputs: [{ name: "y", width }],
@@ -44,18 +45,18 @@ function wgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
     main: `
   ${rowWgsl(dimWgsl(rows))}
   let base = row * ${count}u;
-  var squares = 0.0;
+  var squares = ${vector}();
   for (var i = lane; i < ${count}u; i += ${lanes}u) {
     let value = x(base + i);
-    squares += ${squares};
+    squares = fma(value, value, squares);
   }
-  partial[lane] = squares;
+  partial[lane] = ${sum};
   workgroupBarrier();
   var sum = 0.0;
   for (var i = 0u; i < ${lanes}u; i += 8u) {
     ${Array.from({ length: 8 }, (_, i) => `sum += partial[i + ${i}u];`).join(" ")}
   }
-  let inverse = inverseSqrt(max(sum * ${1 / columns} + ${call.params.eps}, 1.2e-38)); // a row of zeros gives zeros
+  let inverse = inverseSqrt(max(fma(sum, ${1 / columns}, ${call.params.eps}), 1.2e-38)); // a row of zeros gives zeros
   for (var i = lane; i < ${count}u; i += ${lanes}u) {
     store_y(base + i, x(base + i) * inverse * weight(i));
   }`,

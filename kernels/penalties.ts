@@ -77,7 +77,7 @@ function penaltiesWgsl(call: KernelCall<PenaltiesParams>, caps: Caps): KernelSou
     main: `
   ${rowWgsl(dimWgsl(rows))}
   ${bestAndSumWgsl("0u", `${Math.ceil(vocabulary / 4)}u`, lanes, true)}
-  if (lane == 0u) { store_log_sum_exp(row, best.value + log(sum)); }
+  if (lane == 0u) { store_log_sum_exp(row, log_sum_exp_of(best.value, sum)); }
   for (var i = lane; i < ${vocabulary / width}u; i += ${lanes}u) {
     ${copy}
   }
@@ -95,7 +95,7 @@ function penaltiesWgsl(call: KernelCall<PenaltiesParams>, caps: Caps): KernelSou
     if (l < ${lowestLogit}) { continue; }
     if (adjustment.y != 0) {
       l = select(l * repetition, l / repetition, l > 0.0);
-      l -= frequency * f32(adjustment.z);
+      l = fma(-frequency, f32(adjustment.z), l);
       l -= select(0.0, presence, adjustment.z > 0);
     }
     store_adjusted(row * ${vocabulary}u + token, l + bitcast<f32>(adjustment.w));

@@ -182,8 +182,9 @@ fn draw(lane: u32, row: Row, kept: Kept, index: u32, seed: vec2u) -> u32 {
     let x = row4(row.index, group);
     let keep = stays(x, group, kept);
     if (any(keep)) {
-      let noise = log(exponential(philox(vec4u(group, index, 0u, 0u), seed)));
-      mine = best_of_four(select(vec4f(-3.4028234e38), scaled(x, row) - noise, keep), group * 4u, mine);
+      let noise = log2(exponential(philox(vec4u(group, index, 0u, 0u), seed)));
+      let raced = fma(noise, vec4f(${-Math.LN2}), scaled(x, row));
+      mine = best_of_four(select(vec4f(-3.4028234e38), raced, keep), group * 4u, mine);
     }
   }
   return best_over_lanes(lane, mine).id;
@@ -206,7 +207,7 @@ function tokenWgsl({ adjusted }: SampleParams, vocabulary: number): string {
   }
   if (lane == 0u) {
     store_token(row, i32(id));
-    store_logprob(row, ${raw} - ${adjusted ? "log_sum_exp(row)" : "(best.value + log(sum))"});
+    store_logprob(row, ${raw} - ${adjusted ? "log_sum_exp(row)" : "log_sum_exp_of(best.value, sum)"});
   }`;
 }
 

@@ -57,7 +57,7 @@ export const topLogprobsKernel: Kernel<TopLogprobsParams> = {
       main: `
   ${rowWgsl(dimWgsl(rows))}
   ${bestAndSumWgsl("0u", `${groups}u`, lanes, true)}
-  let log_sum_exp = best.value + log(sum); // as in sampling.ts: a drawn token's figure is the same in both
+  let log_sum_exp = log_sum_exp_of(best.value, sum); // as in sampling.ts: a drawn token's figure is the same in both
   var next = best;
   for (var i = 0u; i < ${count}u; i++) {
     if (lane == 0u) {
