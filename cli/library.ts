@@ -25,7 +25,7 @@ export interface LoadedModel
 }
 
 /** How a model is found and loaded. */
-export interface LoadOptions extends Omit<AllLoadOptions, "device" | "memoryLimit"> {
+export interface LoadOptions extends Omit<AllLoadOptions, "device"> {
   device?: "high-performance" | "low-power" | "fallback";
 }
 

@@ -12,10 +12,10 @@ import { ProgressLine } from "./progress.ts";
 
 /** The options that say how to load a model. */
 export function loadOptions(options: Options): LoadOptions {
-  const { precision, kvDtype, kvMemory, device, contextLength, revision } = options;
+  const { precision, kvDtype, kvMemory, memoryLimit, device, contextLength, revision } = options;
   const { maxNumSeqs, maxNumBatchedTokens, prefixCache, policy } = options;
   const engine = { maxNumSeqs, maxNumBatchedTokens, prefixCache, policy };
-  return present({ precision, kvDtype, kvMemory, device, contextLength, revision, ...engine });
+  return present({ precision, kvDtype, kvMemory, memoryLimit, device, contextLength, revision, ...engine });
 }
 
 /** The options that say how tokens are chosen. */

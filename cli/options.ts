@@ -7,6 +7,7 @@
  * @module
  */
 import {
+  bytes,
   choice,
   integer,
   logitBias,
@@ -48,6 +49,7 @@ export interface Options {
   precision?: "exact" | "fast";
   kvDtype?: "f32" | "f16";
   kvMemory?: number;
+  memoryLimit?: number;
   maxNumSeqs?: number;
   maxNumBatchedTokens?: number;
   prefixCache?: boolean;
@@ -299,8 +301,16 @@ export const OPTIONS: OptionTable = {
     value: memory,
     group: "Engine",
     commands: RUN,
-    help: "memory of keys and values: bytes such as 2GiB, or a share such as 0.5 of what the weights leave",
+    help: "memory of keys and values: bytes such as 2GiB, or a share such as 0.5 of what --memory-limit leaves",
     default: "what the sequences need, a few GiB at most",
+  },
+  memoryLimit: {
+    flag: "memory-limit",
+    value: bytes,
+    group: "Engine",
+    commands: RUN,
+    help: "most GPU memory to use, weights and all, in bytes such as 8GiB: drivers do not say what they have",
+    default: "none",
   },
   maxNumSeqs: {
     flag: "max-num-seqs",

@@ -41,6 +41,12 @@ Deno.test("options: every spelling of a flag", () => {
   for (const wrong of ["0", "2", "-1", "1XB", "2 Gi", "1e9"]) {
     assertThrows(() => parse("--kv-memory", wrong), UsageError, "--kv-memory needs bytes");
   }
+  assertEquals(parse("--memory-limit=8GiB").options, { memoryLimit: 2 ** 33 });
+  assertThrows(
+    () => parse("--memory-limit", "0.5"),
+    UsageError,
+    "--memory-limit needs bytes such as 2GiB or 500MB, and",
+  );
   assertEquals(parse("-p", "- a list").options, { prompt: "- a list" });
   assertEquals(parse("a", "--", "--raw").operands, ["a", "--raw"]);
 });

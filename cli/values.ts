@@ -94,18 +94,32 @@ const BYTE_UNITS: Readonly<Record<string, number>> = {
   gib: 2 ** 30,
 };
 
-/** An amount of memory: bytes, with a unit or without, or up to 1 a share of what there is. */
+/** An amount of memory: bytes, with a unit or without. */
+export const bytes: ValueReader<number> = {
+  placeholder: "BYTES",
+  read(value) {
+    const amount = amountOf(value);
+    if (!(amount >= 2 ** 10)) throw new Error(`needs bytes such as 2GiB or 500MB, and was given "${value}"`);
+    return Math.floor(amount);
+  },
+};
+
+/** An amount of memory, or up to 1 a share of what there is. */
 export const memory: ValueReader<number> = {
   placeholder: "BYTES",
   read(value) {
-    const match = /^(\d+\.?\d*|\.\d+)\s*([kmg]i?b|b?)$/i.exec(value.trim());
-    const amount = match ? Number(match[1]) * (BYTE_UNITS[match[2]!.toLowerCase()] ?? NaN) : NaN;
+    const amount = amountOf(value);
     if (!(amount > 0 && (amount <= 1 || amount >= 2 ** 10))) {
       throw new Error(`needs bytes such as 2GiB or 500MB, or a share up to 1, and was given "${value}"`);
     }
     return amount <= 1 ? amount : Math.floor(amount);
   },
 };
+
+function amountOf(value: string): number {
+  const match = /^(\d+\.?\d*|\.\d+)\s*([kmg]i?b|b?)$/i.exec(value.trim());
+  return match ? Number(match[1]) * (BYTE_UNITS[match[2]!.toLowerCase()] ?? NaN) : NaN;
+}
 
 /** Whether a switch's variable in the environment is on. */
 export function readSwitch(value: string): boolean {

@@ -43,8 +43,8 @@ export interface LoadOptions {
   /** Most tokens that one step computes, of all sequences together: long prompts are cut to fit. 512 unless given. */
   maxNumBatchedTokens?: number;
   /**
-   * Memory of keys and values: bytes, or, up to 1, a fraction of what `memoryLimit` leaves beside the weights. Unless given, enough
-   * for the sequences that fit a few gibibytes.
+   * Memory of keys and values: bytes, or, up to 1, a fraction of what `memoryLimit`, which has to be given then, leaves beside the
+   * weights. Unless given, enough for the sequences that fit a few gibibytes.
    */
   kvMemory?: number;
   /** Whether prompts that begin alike share what was computed: they do unless this is false. */

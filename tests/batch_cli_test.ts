@@ -89,6 +89,8 @@ Deno.test("batch: flags of model and engine reach the loader", async () => {
     "64",
     "--kv-memory",
     "1.5GiB",
+    "--memory-limit",
+    "8gib",
     "--no-prefix-cache",
   ];
   const args = ["-m", "some/model", "--precision", "fast", "--kv-dtype", "f32", "--policy", "priority", ...engine];
@@ -97,7 +99,7 @@ Deno.test("batch: flags of model and engine reach the loader", async () => {
   assertEquals(code, 0);
   assertEquals(options, {
     precision: "fast",
-    ...{ kvDtype: "f32", kvMemory: 1.5 * 2 ** 30, maxNumSeqs: 4, maxNumBatchedTokens: 64 },
+    ...{ kvDtype: "f32", kvMemory: 1.5 * 2 ** 30, memoryLimit: 2 ** 33, maxNumSeqs: 4, maxNumBatchedTokens: 64 },
     ...{ prefixCache: false, policy: "priority" },
   });
 });
@@ -297,7 +299,8 @@ Deno.test("batch: the story model, requests of all kinds at once, each as if it 
     let stderr = "";
     const write = (text: string): Promise<void> => (stderr += text, Promise.resolve());
     const terminal = { ...denoTerminal(), stderr: { isTerminal: false, write } };
-    const args = ["batch", "-i", `${folder}/in.jsonl`, "-o", `${folder}/out.jsonl`];
+    const memory = ["--kv-memory", "0.5", "--memory-limit", "400MB"];
+    const args = ["batch", "-i", `${folder}/in.jsonl`, "-o", `${folder}/out.jsonl`, ...memory];
     const surroundings = { library: () => import("../mod.ts"), gpu: () => navigator.gpu };
     assertEquals(await runCli(args, terminal, surroundings), 1, stderr);
     const files = { "out.jsonl": await Deno.readTextFile(`${folder}/out.jsonl`) };
