@@ -43,5 +43,6 @@ export type {
   TokenLogprob,
   Usage,
 } from "./serving/request.ts";
+export { RequestError } from "./serving/request_error.ts";
 export { DeviceLostError, OutOfMemoryError } from "./tensor/device.ts";
 export { Tensor, tensor } from "./tensor/mod.ts";

@@ -5,7 +5,8 @@
  */
 import { type OpenAiRequest, withDefaults } from "../serving/openai_request.ts";
 import { openAiResponse, type PromptAnswer } from "../serving/openai_response.ts";
-import type { Chunk, GenerateOptions, Sample, SamplingOptions, Usage } from "../serving/request.ts";
+import type { GenerateOptions, Sample, SamplingOptions, Usage } from "../serving/request.ts";
+import { RequestError } from "../serving/request_error.ts";
 import type { BatchRequest } from "./batch_input.ts";
 import { answerLine, type BatchLine, errorLine } from "./batch_output.ts";
 import type { LoadedModel } from "./library.ts";
@@ -37,20 +38,20 @@ export interface BatchRunOptions {
   readonly counts: BatchCounts;
 }
 
-/** The model failed, and not a request: the batch ends, and can be gone on with. */
+/** The model failed, and not a request: the batch ends, what is open has no line, and a second run does it. */
 class ModelFailed extends Error {
   override readonly name = "ModelFailed";
 
-  constructor(cause: Error) {
-    super(`The model failed: ${cause.message}. What is done is in the output: run it again to go on`, { cause });
+  constructor(cause: unknown) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    super(`The model failed: ${reason.replace(/\.$/, "")}. What is done is in the output: run it again to go on`, {
+      cause,
+    });
   }
 }
 
-/** Errors after which a model answers nothing any more. */
-const FATAL: ReadonlySet<string> = new Set(["DeviceLostError", "OutOfMemoryError"]);
-
 /**
- * Runs all requests. What fails becomes a line with the error; aborting ends those under way without a line.
+ * Runs all requests. One that is refused becomes a line with the error; aborting ends those under way without a line.
  *
  * @throws {Error} if the model fails rather than a request, or a line cannot be written. Nothing is under way then.
  */
@@ -85,13 +86,10 @@ async function runRequest(
   try {
     answers = await answer(request, options, signal);
   } catch (cause) {
-    const error = cause instanceof Error ? cause : new Error(String(cause));
-    if (error instanceof ModelFailed) throw error;
-    // An engine that breaks rejects all at once: another may have seen that it is not this request's fault.
-    await new Promise((resolve) => setTimeout(resolve));
+    if (!(cause instanceof RequestError)) throw new ModelFailed(cause);
     if (signal.aborted) return;
     counts.failed++;
-    return await write(errorLine({ customId, code: "invalid_request", message: error.message, status: 400 }));
+    return await write(errorLine({ customId, code: "invalid_request", message: cause.message, status: 400 }));
   }
   if (answers === undefined) return;
   const { kind } = request, { tokenizer } = model;
@@ -124,7 +122,7 @@ async function answer(
 async function collect(request: GenerateOptions, { model, counts }: BatchRunOptions): Promise<PromptAnswer> {
   const samples = new Map<number, Sample>();
   let usage: Usage = { promptTokens: 0, completionTokens: 0, cachedTokens: 0 };
-  for await (const chunk of chunksOf(model, request)) {
+  for await (const chunk of model.generate(request)) {
     const { index, text, tokens, logprobs, topLogprobs, finishReason } = chunk;
     let sample = samples.get(index);
     if (!sample) {
@@ -141,20 +139,6 @@ async function collect(request: GenerateOptions, { model, counts }: BatchRunOpti
     counts.completionTokens += tokens.length;
   }
   return { samples: [...samples].sort(([a], [b]) => a - b).map(([, sample]) => sample), usage };
-}
-
-/** The chunks of an answer. A request is refused before its first one: what fails after it is not the request's fault. */
-async function* chunksOf(model: LoadedModel, request: GenerateOptions): AsyncGenerator<Chunk> {
-  let begun = false;
-  try {
-    for await (const chunk of model.generate(request)) {
-      begun = true;
-      yield chunk;
-    }
-  } catch (cause) {
-    if (cause instanceof Error && (begun || FATAL.has(cause.name))) throw new ModelFailed(cause);
-    throw cause;
-  }
 }
 
 function withSystem(

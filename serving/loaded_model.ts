@@ -13,6 +13,7 @@ import type { Logits, Model, ModelMemory, NegativeLogLikelihood } from "./model.
 import { checkTokenIds, type GenerationParameters, resolveParameters } from "./parameters.ts";
 import { encodePrompt } from "./prompt.ts";
 import type { BatchOptions, Chunk, Completion, GenerateOptions, Prompt, Sample } from "./request.ts";
+import { RequestError } from "./request_error.ts";
 
 /** What a loaded model consists of. It owns the engine. */
 export interface ModelParts<E extends EngineClient> {
@@ -87,7 +88,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
 
   async nll(ids: readonly number[]): Promise<NegativeLogLikelihood> {
     this.#checkPrompt(ids, "the likelihood", this.contextLength);
-    if (ids.length < 2) throw new Error("Cannot compute the likelihood of 1 token: give at least 2");
+    if (ids.length < 2) throw new RequestError("Cannot compute the likelihood of 1 token: give at least 2");
     const { vocabSize } = this.config;
     let sum = 0;
     await this.engine.logits(ids, (first, piece) => {
@@ -144,7 +145,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
     const eosTokenIds = generation.eosTokenIds.length > 0 ? generation.eosTokenIds : config.eosTokenIds;
     const parameters = resolveParameters(options, { generation, eosTokenIds, vocabSize });
     if (parameters.stop.length > 0 && !tokenizer) {
-      throw new Error(`Cannot stop at strings: ${this.name} has no tokenizer, give stopTokenIds instead`);
+      throw new RequestError(`Cannot stop at strings: ${this.name} has no tokenizer, give stopTokenIds instead`);
     }
     const prompt = encodePrompt(options, { ...this.#parts, vocabSize });
     this.#checkFits(prompt);
@@ -173,17 +174,17 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
   #checkFits(prompt: readonly number[]): void {
     const { contextLength, config } = this;
     if (prompt.length < contextLength) return;
-    throw new Error(
+    throw new RequestError(
       `Cannot generate: the prompt has ${prompt.length} tokens, and a context of ${contextLength} has room for ` +
         `${contextLength - 1} and an answer. Shorten it${longerContext(contextLength, config)}.`,
     );
   }
 
   #checkPrompt(ids: readonly number[], what: string, most: number): void {
-    if (ids.length === 0) throw new Error(`Cannot compute ${what}: no ids were given, give at least one`);
+    if (ids.length === 0) throw new RequestError(`Cannot compute ${what}: no ids were given, give at least one`);
     checkTokenIds(ids, this.config.vocabSize, "ids");
     if (ids.length > most) {
-      throw new Error(
+      throw new RequestError(
         `Cannot compute ${what}: ${ids.length} tokens do not fit a context of ${most}. Shorten them` +
           `${longerContext(most, this.config)}.`,
       );

@@ -107,14 +107,14 @@ export interface Model extends AsyncDisposable {
    * Generates an answer, piece by piece; the last chunk says why it ended. Several at once are computed together, each as if it
    * were alone. Breaking out of the loop stops the work within a step.
    *
-   * @throws {Error} for options out of range, and for a prompt that does not fit the context.
+   * @throws {RequestError} for options out of range, and for a prompt that does not fit the context; {Error} if the model fails.
    */
   generate(options: GenerateOptions): AsyncGenerator<Chunk>;
   /**
    * Answers many prompts together, all sampled alike, and returns the answers in their order.
    *
    * @param prompts Text, conversations or token ids.
-   * @throws {Error} as for one prompt; the others are given up then.
+   * @throws {RequestError} or {Error} as for one prompt; the others are given up then.
    */
   generate(prompts: readonly Prompt[], params?: BatchOptions): Promise<Completion[]>;
   /** Generates a whole answer. Throws as `generate` does; an aborted one resolves with what was written. */

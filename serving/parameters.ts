@@ -6,6 +6,7 @@
 import type { GenerationConfig } from "../model/generation_config.ts";
 import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
 import type { SamplingOptions } from "./request.ts";
+import { RequestError } from "./request_error.ts";
 import type { SequenceSampling } from "./sequence.ts";
 
 /** What a model brings into the resolution of a request's options. */
@@ -75,7 +76,7 @@ const HOTTEST = 1e6;
  * Fills in the defaults of the checkpoint and checks every option. A checkpoint that says `do_sample: false` is greedy
  * unless a temperature is asked for; one that says nothing has temperature 1.
  *
- * @throws {RangeError} naming the option, its value and what would be right.
+ * @throws {RequestError} naming the option, its value and what would be right.
  */
 export function resolveParameters(options: SamplingOptions, defaults: ParameterDefaults): GenerationParameters {
   const { generation, eosTokenIds, vocabSize } = defaults;
@@ -105,31 +106,31 @@ export function resolveParameters(options: SamplingOptions, defaults: ParameterD
 
 function checkOptions(options: SamplingOptions, vocabSize: number): void {
   if (typeof options !== "object" || options === null) {
-    throw new TypeError(
+    throw new RequestError(
       `Cannot generate: options is ${Deno.inspect(options)}, give an object such as { prompt: "Once" }`,
     );
   }
   for (const [name, range] of Object.entries(RANGES) as [keyof SamplingOptions, Range][]) {
     const value = options[name];
     if (value !== undefined && !(typeof value === "number" && range.good(value))) {
-      throw new RangeError(`Cannot generate: ${name} is ${value}, ${range.remedy}`);
+      throw new RequestError(`Cannot generate: ${name} is ${value}, ${range.remedy}`);
     }
   }
   if (stopsOf(options).some((stop) => typeof stop !== "string" || stop === "")) {
-    throw new RangeError("Cannot generate: a stop string is empty or no text, give at least one character");
+    throw new RequestError("Cannot generate: a stop string is empty or no text, give at least one character");
   }
   checkLogprobs(options);
   checkTokenIds(options.stopTokenIds ?? [], vocabSize, "stopTokenIds");
   const bias = Object.entries(options.logitBias ?? {});
   for (const [id] of bias) {
     if (String(Number(id)) !== id || id === "NaN") {
-      throw new RangeError(`Cannot use logitBias: its key "${id}" is no token id, give a whole number`);
+      throw new RequestError(`Cannot use logitBias: its key "${id}" is no token id, give a whole number`);
     }
   }
   checkTokenIds(bias.map(([id]) => Number(id)), vocabSize, "logitBias");
   for (const [id, value] of bias) {
     if (!(typeof value === "number" && Number.isFinite(value))) {
-      throw new RangeError(
+      throw new RequestError(
         `Cannot generate: logitBias of token ${id} is ${value}, give a finite number (-100 bans it)`,
       );
     }
@@ -140,11 +141,11 @@ function checkLogprobs({ logprobs = false, cacheSalt = "" }: SamplingOptions): v
   const good = typeof logprobs === "boolean" ||
     (Number.isInteger(logprobs) && logprobs >= 0 && logprobs <= MAX_TOP_LOGPROBS);
   if (!good) {
-    throw new RangeError(
+    throw new RequestError(
       `Cannot generate: logprobs is ${logprobs}, give true, false or a number of alternatives up to ${MAX_TOP_LOGPROBS}`,
     );
   }
-  if (typeof cacheSalt !== "string") throw new TypeError(`Cannot generate: cacheSalt is ${cacheSalt}, give text`);
+  if (typeof cacheSalt !== "string") throw new RequestError(`Cannot generate: cacheSalt is ${cacheSalt}, give text`);
 }
 
 function alternativesOf({ logprobs = false }: SamplingOptions): number | undefined {
@@ -155,11 +156,14 @@ function alternativesOf({ logprobs = false }: SamplingOptions): number | undefin
  * Refuses ids that the model does not have.
  *
  * @param what Where the ids come from, for the message.
+ * @throws {RequestError} naming the first such id.
  */
 export function checkTokenIds(ids: readonly number[], vocabSize: number, what: string): void {
   const unknown = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
   if (unknown < 0) return;
-  throw new RangeError(`Cannot use ${what}: the model has no token ${ids[unknown]}, its ids are 0 to ${vocabSize - 1}`);
+  throw new RequestError(
+    `Cannot use ${what}: the model has no token ${ids[unknown]}, its ids are 0 to ${vocabSize - 1}`,
+  );
 }
 
 function biasOf({ logitBias }: SamplingOptions): Pick<SequenceSampling, "logitBias"> {

@@ -2,6 +2,7 @@ import { assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { type ParameterDefaults, resolveParameters } from "./parameters.ts";
 import { encodePrompt } from "./prompt.ts";
 import type { GenerateOptions, SamplingOptions } from "./request.ts";
+import { RequestError } from "./request_error.ts";
 
 const defaults: ParameterDefaults = { generation: { eosTokenIds: [9, 8] }, eosTokenIds: [9, 8], vocabSize: 10 };
 
@@ -63,9 +64,9 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
     [{ logitBias: { 2: -Infinity } }, "logitBias of token 2 is -Infinity"],
     [{ temperature: "hot" as unknown as number }, "temperature is hot"],
   ];
-  for (const [options, message] of bad) assertThrows(() => resolveParameters(options, defaults), RangeError, message);
+  for (const [options, message] of bad) assertThrows(() => resolveParameters(options, defaults), RequestError, message);
   const none = undefined as unknown as SamplingOptions;
-  assertThrows(() => resolveParameters(none, defaults), TypeError, "options is undefined, give an object such as");
+  assertThrows(() => resolveParameters(none, defaults), RequestError, "options is undefined, give an object such as");
 });
 
 Deno.test("a prompt is text, messages or ids, one of them and not empty", () => {

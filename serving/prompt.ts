@@ -7,6 +7,7 @@ import type { ChatTemplate } from "../model/chat_template.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
 import { checkTokenIds } from "./parameters.ts";
 import type { GenerateOptions } from "./request.ts";
+import { RequestError } from "./request_error.ts";
 
 /** What of a model turns prompts into ids. */
 export interface PromptEncoder {
@@ -21,36 +22,48 @@ export interface PromptEncoder {
 /**
  * Encodes the prompt of a request.
  *
- * @throws {Error} unless exactly one of `prompt`, `messages` and `tokens` is given, the model can read it, and it is not empty.
+ * @throws {RequestError} unless exactly one of `prompt`, `messages` and `tokens` is given, the model can read it, and it is not empty.
  */
 export function encodePrompt(options: GenerateOptions, model: PromptEncoder): number[] {
   const ways = (["prompt", "messages", "tokens"] as const).filter((way) => options[way] !== undefined);
   if (ways.length !== 1) {
     const given = ways.length === 0 ? "none was" : `${ways.join(" and ")} were`;
-    throw new Error(`Cannot generate: give one of prompt, messages and tokens, ${given} given`);
+    throw new RequestError(`Cannot generate: give one of prompt, messages and tokens, ${given} given`);
   }
-  const ids = options.tokens ? [...options.tokens] : encodeText(options, model);
-  if (ids.length === 0) throw new Error(`Cannot generate: ${ways[0]} is empty, give at least one token`);
+  const ids = options.tokens ? [...options.tokens] : idsOf(options, model);
+  if (ids.length === 0) throw new RequestError(`Cannot generate: ${ways[0]} is empty, give at least one token`);
   checkTokenIds(ids, model.vocabSize, ways[0]!);
   return ids;
+}
+
+/** Whatever a template or a tokenizer makes of a text, such as a role that it does not know, concerns this request alone. */
+function idsOf(options: GenerateOptions, model: PromptEncoder): number[] {
+  try {
+    return encodeText(options, model);
+  } catch (cause) {
+    if (cause instanceof RequestError) throw cause;
+    throw new RequestError((cause as Error).message, { cause });
+  }
 }
 
 function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder): number[] {
   const { name, tokenizer, chatTemplate } = model;
   if (prompt !== undefined && typeof prompt !== "string") {
-    throw new TypeError(`Cannot generate: prompt is ${prompt}, give text`);
+    throw new RequestError(`Cannot generate: prompt is ${prompt}, give text`);
   }
-  if (!tokenizer) throw new Error(`Cannot generate from text: ${name} has no tokenizer, give tokens (ids) instead`);
+  if (!tokenizer) {
+    throw new RequestError(`Cannot generate from text: ${name} has no tokenizer, give tokens (ids) instead`);
+  }
   if (prompt !== undefined) {
     // A text that brings its own beginning-of-sequence token does not get a second one.
     const begun = tokenizer.bosToken !== undefined && prompt.startsWith(tokenizer.bosToken);
     return prompt === "" ? [] : tokenizer.encode(prompt, { addSpecialTokens: !begun });
   }
   if (!chatTemplate) {
-    throw new Error(`Cannot generate from messages: ${name} has no chat template, give prompt instead`);
+    throw new RequestError(`Cannot generate from messages: ${name} has no chat template, give prompt instead`);
   }
   if (!(Array.isArray(messages) && messages.every((message) => typeof message?.role === "string"))) {
-    throw new TypeError('Cannot generate: messages is no list of messages, give [{ role: "user", content: "…" }]');
+    throw new RequestError('Cannot generate: messages is no list of messages, give [{ role: "user", content: "…" }]');
   }
   return tokenizer.encode(chatTemplate.render(messages!, { addGenerationPrompt: true }));
 }

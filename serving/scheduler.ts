@@ -17,6 +17,7 @@
  * @module
  */
 import { BlockManager } from "./block_manager.ts";
+import { RequestError } from "./request_error.ts";
 import { type ScheduledStep, StepBuilder } from "./scheduled_step.ts";
 import type { Sequence, Task } from "./sequence.ts";
 import { goesBefore, WaitingQueue } from "./waiting_queue.ts";
@@ -101,7 +102,7 @@ export class Scheduler {
    * Takes a sequence in.
    *
    * @param forks More samples of the same prompt: it is computed once, and then they share its blocks.
-   * @throws {RangeError} for one that could never run to its end.
+   * @throws {RequestError} for one that could never run to its end.
    */
   add(sequence: Sequence, forks: readonly Sequence[] = []): void {
     for (const each of [sequence, ...forks]) this.#checkFits(each);
@@ -115,7 +116,7 @@ export class Scheduler {
    * Takes in a sequence that shares the blocks of another, as far as both have the same tokens.
    *
    * @param child Made by {@linkcode Sequence.fork}: its tokens are the first ones of `parent`, or all known ones.
-   * @throws {RangeError} for one that could never run to its end.
+   * @throws {RequestError} for one that could never run to its end.
    */
   fork(parent: Sequence, child: Sequence): void {
     this.#checkFits(child);
@@ -342,7 +343,7 @@ export class Scheduler {
     if (state !== "new") throw new Error(`Cannot add a sequence twice: it is ${state}`);
     const most = Math.min(task === "score" ? numPromptTokens : maxLength, contextLength);
     if (numPromptTokens + (task === "score" ? 0 : 1) > most) {
-      throw new RangeError(
+      throw new RequestError(
         `Cannot take a prompt of ${numPromptTokens} tokens: prompt and answer have ${most} in all. Give a shorter prompt, ` +
           `or load with a longer context`,
       );
@@ -350,7 +351,7 @@ export class Scheduler {
     // The last token is drawn, and never computed.
     const blocks = this.blocks.blocksFor(task === "score" ? most : most - 1);
     if (blocks > this.blocks.numBlocks) {
-      throw new RangeError(
+      throw new RequestError(
         `Cannot take a request of up to ${most} tokens: it needs ${blocks} blocks of ${this.blocks.blockSize}, the pool ` +
           `has ${this.blocks.numBlocks}. Ask for fewer tokens, or load with more memory for keys and values`,
       );

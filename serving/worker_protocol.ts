@@ -8,6 +8,7 @@ import { DeviceLostError, OutOfMemoryError } from "../tensor/device_errors.ts";
 import type { EngineOutput, EngineRequest, EngineStats } from "./engine_types.ts";
 import type { EngineInfo, EngineLoadOptions } from "./load_engine.ts";
 import type { LoadProgress } from "./model.ts";
+import { RequestError } from "./request_error.ts";
 
 /** Where the engine's thread finds the files: a folder, or a source that the caller's thread reads for it. */
 export type SourcePlace = { readonly folder: string } | { readonly name: string };
@@ -58,6 +59,7 @@ const CLASSES: Readonly<Record<string, new (message: string) => Error>> = {
   DeviceLostError,
   OutOfMemoryError,
   RangeError,
+  RequestError,
   TypeError,
 };
 

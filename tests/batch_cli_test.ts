@@ -2,7 +2,9 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import type { BatchLine } from "../cli/batch_output.ts";
 import { panelLines, statusText } from "../cli/batch_progress.ts";
 import type { ChatChoice, OpenAiResponse, TextChoice } from "../serving/openai_response.ts";
-import type { Chunk } from "../serving/request.ts";
+import type { Chunk, GenerateOptions } from "../serving/request.ts";
+import { RequestError } from "../serving/request_error.ts";
+import { DeviceLostError } from "../tensor/device_errors.ts";
 import { type FakeOptions, type FakeResult, runFake } from "./fake_terminal.ts";
 
 const ARGS = ["batch", "--input", "in.jsonl", "--output", "out.jsonl"];
@@ -152,23 +154,36 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
   assertStringIncludes(result.stderr, `2 of 15 requests done, 13 failed`);
 });
 
-Deno.test("batch: what the model refuses becomes an error too, a model that breaks ends the batch", async () => {
-  const refuses = (message: string, name = "RangeError"): FakeOptions => ({
-    model: {
-      answer(request) {
-        if (request.prompt === "bad") throw Object.assign(new Error(message), { name });
-        return ["fine"];
-      },
-    },
-  });
-  const input = plain("good") + plain("bad") + plain("more");
-  const refused = await runBatch(input, refuses("Cannot generate: too long"));
-  assertEquals([refused.code, linesOf(refused).length], [1, 3]);
-  assertEquals(byId(refused, "bad").response!.status_code, 400);
-  assertEquals(byId(refused, "bad").error, { code: "invalid_request", message: "Cannot generate: too long" });
-  const broken = await runBatch(input, { ...refuses("gone", "DeviceLostError"), args: ["--max-num-seqs", "1"] });
-  assertEquals([broken.code, broken.files["out.jsonl"]!.includes("bad")], [1, false]);
-  assertStringIncludes(broken.stderr, "error: The model failed: gone. What is done is in the output");
+Deno.test("batch: what the model refuses becomes an error too", async () => {
+  const answer = ({ prompt }: GenerateOptions): string[] => {
+    if (prompt === "bad") throw new RequestError("Cannot generate: too long");
+    return ["fine"];
+  };
+  const result = await runBatch(plain("good") + plain("bad") + plain("more"), { model: { answer } });
+  assertEquals([result.code, linesOf(result).length], [1, 3]);
+  assertEquals(byId(result, "bad").response!.status_code, 400);
+  assertEquals(byId(result, "bad").error, { code: "invalid_request", message: "Cannot generate: too long" });
+});
+
+Deno.test("batch: a model that breaks ends the batch, and what is open is for another run", async () => {
+  const ids = Array.from({ length: 30 }, (_, i) => `r${i}`), input = ids.map((id) => plain(id)).join("");
+  // Whatever its class, and before a first token too: only what refuses the request itself is its own fault.
+  for (const cause of [new Error("The engine's thread ended."), new RangeError("no"), new DeviceLostError("gone")]) {
+    let answered = 0;
+    const answer = (): string[] => {
+      if (answered >= 12) throw cause;
+      answered++;
+      return ["fine"];
+    };
+    const broken = await runBatch(input, { model: { answer }, args: ["--max-num-seqs", "3"] });
+    const done = linesOf(broken);
+    assertEquals([broken.code, done.every(({ error }) => error === null), done.length <= 12], [1, true, true]);
+    const message = cause.message.replace(".", "");
+    assertStringIncludes(broken.stderr, `error: The model failed: ${message}. What is done is in the output: run it`);
+    const again = await runBatch(input, { files: broken.files });
+    assertEquals([again.code, again.requests.length], [0, 30 - done.length]);
+    assertEquals(linesOf(again).map(({ custom_id }) => custom_id).sort(), ids.toSorted());
+  }
 });
 
 Deno.test("batch: goes on where it was: answers stay, errors are tried again, a torn line is dropped", async () => {
