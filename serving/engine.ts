@@ -4,7 +4,9 @@
  *
  * @module
  */
+import { checkSamplingRow } from "../kernels/sampling_rows.ts";
 import type { FinishReason, TokenLogprob } from "./request.ts";
+import { asRequestError, RequestError } from "./request_error.ts";
 import type { EngineClient, EngineOutput, EngineRequest, EngineStats, LogitsSink, OutputSink } from "./engine_types.ts";
 import { LookAhead } from "./look_ahead.ts";
 import { Turns } from "./macrotask.ts";
@@ -91,22 +93,18 @@ export class Engine implements EngineClient {
 
   addRequest(asked: EngineRequest, sink: OutputSink): void {
     if (this.#closed) throw this.#closed;
-    const { id, prompt, maxTokens, priority, cacheSalt, sampling, n } = asked;
+    const { id } = asked;
     if (this.#requests.has(id)) throw new Error(`Cannot take request ${id}: one of that number is not over`);
     const request: Request = { id, asked, sink, arrived: performance.now(), samples: new Map(), queuedMs: undefined };
-    const maxLength = prompt.length + maxTokens;
-    const options = { maxLength, priority, ...(cacheSalt !== undefined && { salt: cacheSalt }) };
-    const first = new Sequence(prompt, sampling, options);
-    const seed = BigInt(sampling.seed ?? 0);
-    const forks = Array.from({ length: n - 1 }, (_, i) => first.fork({ ...sampling, seed: seed + BigInt(i + 1) }));
+    let sequences: Sequence[];
     try {
-      this.scheduler.add(first, forks);
+      sequences = samplesOf(asked);
+      this.scheduler.add(sequences[0]!, sequences.slice(1));
     } catch (cause) {
-      sink.fail(cause as Error);
-      return;
+      return sink.fail(asRequestError(cause));
     }
     this.#requests.set(id, request);
-    [first, ...forks].forEach((sequence, index) => {
+    sequences.forEach((sequence, index) => {
       const sample: Sample = { request, index, sequence, told: false, tokens: [], logprobs: [], tops: [] };
       request.samples.set(index, sample);
       this.#samples.set(sequence, sample);
@@ -301,4 +299,22 @@ export class Engine implements EngineClient {
     for (const { sink } of requests) sink.fail(cause);
     for (const { reject } of jobs) reject(cause);
   }
+}
+
+/**
+ * The sequences of a request's samples. What is wrong with it shows here, and not in a step with others.
+ *
+ * @throws {RangeError} for what the sampler does not take.
+ */
+function samplesOf({ prompt, sampling, maxTokens, priority, cacheSalt, n }: EngineRequest): Sequence[] {
+  checkSamplingRow(sampling);
+  if (!(Number.isInteger(n) && n >= 1)) throw new RequestError(`Cannot draw ${n} samples: give a whole number from 1`);
+  const options = {
+    maxLength: prompt.length + maxTokens,
+    priority,
+    ...(cacheSalt !== undefined && { salt: cacheSalt }),
+  };
+  const first = new Sequence(prompt, sampling, options), seed = BigInt(sampling.seed ?? 0);
+  const forks = Array.from({ length: n - 1 }, (_, i) => first.fork({ ...sampling, seed: seed + BigInt(i + 1) }));
+  return [first, ...forks];
 }

@@ -102,8 +102,9 @@ export interface EngineClient {
   /**
    * Takes a request.
    *
-   * @param sink Told what is new, the error of a request that can never fit too. After the last output of the last sample, nothing comes.
-   * @throws {Error} if the engine is closed.
+   * @param sink Told what is new, the error of a request that cannot be computed too: it concerns that request alone. After the last
+   * output of the last sample, nothing comes.
+   * @throws {Error} if the engine is closed, or a request of that number is not over.
    */
   addRequest(request: EngineRequest, sink: OutputSink): void;
   /** Ends a request, or one of its samples, within a step; its sink is told with `abort`. One that is over is left alone. */

@@ -7,7 +7,7 @@ import type { ChatTemplate } from "../model/chat_template.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
 import { checkTokenIds } from "./parameters.ts";
 import type { GenerateOptions } from "./request.ts";
-import { RequestError } from "./request_error.ts";
+import { asRequestError, RequestError } from "./request_error.ts";
 
 /** What of a model turns prompts into ids. */
 export interface PromptEncoder {
@@ -41,8 +41,7 @@ function idsOf(options: GenerateOptions, model: PromptEncoder): number[] {
   try {
     return encodeText(options, model);
   } catch (cause) {
-    if (cause instanceof RequestError) throw cause;
-    throw new RequestError((cause as Error).message, { cause });
+    throw asRequestError(cause);
   }
 }
 

@@ -12,3 +12,9 @@ export class RequestError extends RangeError {
   /** For telling errors apart across realms. */
   override name = "RequestError";
 }
+
+/** What went wrong with a request, as an error of its own: the same where it is one already. */
+export function asRequestError(cause: unknown): RequestError {
+  if (cause instanceof RequestError) return cause;
+  return new RequestError(cause instanceof Error ? cause.message : String(cause), { cause });
+}

@@ -7,6 +7,7 @@
  * @module
  */
 import type { SamplingRow } from "../kernels/sampling_rows.ts";
+import { RequestError } from "./request_error.ts";
 
 /** How the tokens of a sequence are drawn: what a row of the GPU's sampler takes, but for what changes from token to token. */
 export type SequenceSampling = Omit<SamplingRow, "index" | "history">;
@@ -61,9 +62,13 @@ export class Sequence {
   readonly options: SequenceOptions;
   readonly #history: Map<number, number> | undefined;
 
-  /** A sequence of which nothing is computed yet. */
+  /**
+   * A sequence of which nothing is computed yet.
+   *
+   * @throws {RequestError} for an empty prompt.
+   */
   constructor(prompt: readonly number[], sampling: SequenceSampling = {}, options: SequenceOptions = {}) {
-    if (prompt.length === 0) throw new Error("Cannot make a sequence of no tokens: give at least one");
+    if (prompt.length === 0) throw new RequestError("Cannot make a sequence of no tokens: give at least one");
     this.tokens = [...prompt];
     this.numPromptTokens = prompt.length;
     this.sampling = sampling;

@@ -138,7 +138,9 @@ export class WorkerEngine implements EngineClient {
 
   addRequest(request: EngineRequest, sink: OutputSink): void {
     if (this.#failure) throw this.#failure;
-    this.#sinks.set(request.id, { sink, open: request.n });
+    const { id } = request;
+    if (this.#sinks.has(id)) throw new Error(`Cannot take request ${id}: one of that number is not over`);
+    this.#sinks.set(id, { sink, open: request.n });
     this.#send({ type: "add", request });
   }
 

@@ -3,8 +3,11 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fileSource } from "../model/deno/file_source.ts";
 import type { Source } from "../model/source.ts";
 import { loadModel } from "../mod.ts";
+import type { EngineRequest } from "../serving/engine_types.ts";
 import { load } from "../serving/load_model.ts";
+import type { LoadedModel } from "../serving/loaded_model.ts";
 import { openNamed } from "../serving/model_source.ts";
+import { RequestError } from "../serving/request_error.ts";
 import { loadWorkerEngine, startEngineThread } from "../serving/worker_engine.ts";
 import { OutOfMemoryError } from "../tensor/device.ts";
 
@@ -64,6 +67,24 @@ Deno.test("what loading is refused for is an error of its class, and the thread 
   await assertRejects(() => loading, Error, "enough");
 });
 
+Deno.test("a request that no engine can compute is refused, and those beside it go on", async () => {
+  await using model = await loadModel(TINY);
+  const { engine } = model as LoadedModel;
+  const beside = model.complete(REQUEST);
+  const good = { sampling: {}, maxTokens: 5, stopTokenIds: new Set<number>(), n: 1, priority: 0, prompt: [1] };
+  const refused = (id: number, wrong: Partial<EngineRequest>): Promise<Error> =>
+    new Promise((fail) => engine.addRequest({ ...good, ...wrong, id }, { output: () => {}, fail }));
+  const errors = await Promise.all([
+    refused(1001, { prompt: [] }),
+    refused(1002, { sampling: { topP: 7 } }),
+    refused(1003, { n: 0 }),
+    refused(1004, { prompt: Array(5000).fill(1) }),
+  ]);
+  assertEquals(errors.map((error) => error instanceof RequestError), [true, true, true, true]);
+  assert(errors[0]!.message.includes("sequence of no tokens"), errors[0]!.message);
+  assertEquals((await beside).tokens.length, 20);
+});
+
 Deno.test("a crash of the thread rejects everyone who waits, with the cause", async () => {
   const thread = startEngineThread()!;
   thread.keepAlive(true);
@@ -81,8 +102,8 @@ Deno.test("a crash of the thread rejects everyone who waits, with the cause", as
     })
   ));
   const logits = assertRejects(() => engine.logits([1, 2, 3], () => {}), Error, "The engine's thread ended");
-  // No engine can take a request without a prompt: something that nobody expected, inside the thread.
-  thread.worker.postMessage({ type: "add", request: { ...request, id: 3, prompt: [] } });
+  // A message that nobody sends: something that nobody expected, inside the thread.
+  thread.worker.postMessage({ type: "add" });
   await ended;
   await logits;
   assertEquals(failures.map(({ message }) => message.startsWith("The engine's thread ended")), [true, true]);
