@@ -30,7 +30,7 @@ export const BLOCK = 16;
 /** An engine, and what compiles every program that it can need. */
 export interface BenchEngine {
   readonly engine: EngineClient;
-  readonly warmUp: () => void;
+  readonly warmUp: () => Promise<void>;
 }
 
 /** An engine that owns its weights and pool; closing it frees them. */

@@ -271,7 +271,7 @@ async function warmEngine(device: Device, options: ServeOptions, size: EngineSiz
   const maxNumBatchedTokens = Math.max(options.maxNumBatchedTokens, maxNumSeqs);
   const limits = { maxNumSeqs, contextLength, maxNumBatchedTokens, poolTokens };
   const { engine, warmUp } = openBenchEngine(device, { shape, precision, prefixCache, ...limits });
-  if (size.anyStep) warmUp();
+  if (size.anyStep) await warmUp();
   const prompt = randomPrompt(seededRandom(~options.seed), 1, vocabSize);
   const maxTokens = Math.min(WARM_TOKENS, contextLength - 1);
   await Promise.all(Array.from({ length: maxNumSeqs }, () => submit(engine, { prompt, maxTokens }).done));

@@ -64,7 +64,8 @@ function heldTilesOf(rows: Dim, tiles: number): number {
 export function mergeWgsl(call: KernelCall<MergeParams>, caps: Caps): KernelSource {
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
   const heldTiles = heldTilesOf(rows, tileCount);
-  const lanes = Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
+  const lanes = caps.joinedLanes ?? Math.max(64, 32 * Math.ceil(headDim / 32)),
+    exponent = call.params.scale * Math.LOG2E;
   const { quantise = false } = call.params;
   const load = (u: number, tile: string) =>
     `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { type Caps, dimWgsl, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
+import { type Caps, dimWgsl, INPUTS_READY, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
 import { LOWEST, sizesOf, TILE } from "./attention_layout.ts";
 import {
   type DecodeAttentionParams,
@@ -66,7 +66,7 @@ function stagedScoresWgsl(layout: DecodeLayout, headDim: number, own?: OwnToken)
       ${each(place)}
       ${each((c) => `let k${c} = ${loaded("keys", c)}; `)}
       ${each((c) => `let v${c} = ${loaded("values", c)}; `)}
-      ${own?.queries ?? ""}
+      ${own ? `if (tile == chunk) { ${INPUTS_READY} }\n${own.queries}` : ""}
       ${each((c) => stageWgsl(`key${c}`, `unit${c}`, `k${c}`, row))}
       workgroupBarrier();
       ${own?.stage("key", row) ?? ""}

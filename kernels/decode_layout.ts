@@ -53,7 +53,8 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
   const most = params.headsPerShare ?? (few ? 1 : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   const width = params.width ?? (few ? 2 : 4);
-  const wanted = params.lanes ?? (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
+  const wanted = params.lanes ?? caps.joinedLanes ??
+    (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
   const lanes = Math.max(TILE, Math.min(wanted, caps.maxInvocations - caps.maxInvocations % TILE));
   const splits = lanes / TILE;
   const packed = (input: number): boolean => call.inputs[input]!.dtype === "f16" && caps.f16 && headDim % 8 === 0;

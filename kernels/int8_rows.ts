@@ -8,7 +8,7 @@
  * @module
  */
 import { siluGateFunction } from "./activation.ts";
-import type { Caps, KernelSource } from "../tensor/kernel.ts";
+import { type Caps, INPUTS_READY, type KernelSource } from "../tensor/kernel.ts";
 import type { RowsForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
 import { type Activations, activationsOf } from "./int8_activations.ts";
@@ -109,10 +109,16 @@ function tokenText(u: number, m: number, form: RowsForm, weight: Int8Weight): st
 }
 
 /**
- * All blocks of a row: a loop of `unroll` at a time, then what is left. Where the activations are made by the workgroup, the first
- * loads come before that, since they wait for the memory and it does not.
+ * All blocks of a row: a loop of `unroll` at a time, then what is left. Where the activations are made by the workgroup, or by a
+ * dispatch that this one is joined to, the first loads come before that, since they wait for the memory alone.
  */
-function columnsText(product: Int8Product, form: RowsForm, weight: Int8Weight, activations: Activations): string {
+function columnsText(
+  product: Int8Product,
+  form: RowsForm,
+  weight: Int8Weight,
+  activations: Activations,
+  caps: Caps,
+): string {
   const blocks = product.columns / 32, stride = form.lanes * form.slices, { unroll } = form;
   const whole = Math.floor(blocks / stride);
   // Loads come first, so that they overlap.
@@ -120,10 +126,10 @@ function columnsText(product: Int8Product, form: RowsForm, weight: Int8Weight, a
     loadsText(indices(count).map((u) => `${first} + ${u * stride}u`), form, weight) + productsText(count, form, weight);
   let text = `let begin = slice * ${form.lanes}u + member;\n`, done = 0;
   if (weight.offset) text += "let ones = vec4u(0x01010101u);\n";
-  if (activations.rest !== "") {
+  if (activations.rest !== "" || caps.joinedLanes !== undefined) {
     done = Math.max(1, Math.min(unroll, whole));
     const at = indices(done).map((u) => whole > 0 ? `begin + ${u * stride}u` : `min(begin, ${blocks - 1}u)`);
-    text += `${loadsText(at, form, weight)}${activations.loads}${activations.rest}`;
+    text += `${loadsText(at, form, weight)}${INPUTS_READY}\n${activations.loads}${activations.rest}`;
     text += `${whole > 0 ? "" : `if (begin < ${blocks}u) `}{\n${productsText(done, form, weight)}}\n`;
     if (whole === 0) return text;
   }
@@ -246,6 +252,6 @@ export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): Ke
     declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
       (quantise || source ? blockFunctions(threads, caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
-    main: prologue(product, form, weight) + columnsText(product, form, weight, activations) + end.text,
+    main: prologue(product, form, weight) + columnsText(product, form, weight, activations, caps) + end.text,
   };
 }

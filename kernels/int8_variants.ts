@@ -104,6 +104,25 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm 
   return { ...form, lanes: narrow, groups: 4, slices: 4 };
 }
 
+/** Most weights of a product that is joined with others: beyond, it is long enough to stand alone. */
+const mostJoinedWeights = 14 << 20;
+
+/**
+ * The matrix-vector form with as many invocations a workgroup as joined dispatches have, for weights that are few: a workgroup has
+ * more rows, since it makes the activations' codes anew, and no product has more workgroups than are resident.
+ */
+function joinedForm(caps: Caps, size: Int8Size): RowsForm | undefined {
+  const { joinedLanes: threads, subgroups, subgroupSize } = caps, { maxTokens, rows, columns, blocks } = size;
+  if (!threads || caps.cpu || maxTokens > 8 || rows * columns > mostJoinedWeights) return undefined;
+  const most = subgroups ? subgroupSize : 32, tokens = servedTokens(maxTokens), long = columns >= 4096;
+  const of = (rows: number, lanes: number, slices: number, tokens: number): RowsForm => {
+    return { kind: "rows", rows, tokens, lanes, groups: threads / (lanes * slices), slices, unroll: 1 };
+  };
+  if (blocks) return tokens === 1 && most >= 32 ? of(8, 32, 1, 1) : of(2, threads / 32, 1, tokens);
+  if (tokens <= 2) return long ? of(4, Math.min(32, most), 8, tokens) : of(2, Math.min(32, most), 1, tokens);
+  return of(2, Math.min(8, most), long ? 8 : 4, rows <= 2048 && !long ? 4 : tokens);
+}
+
 /** A row of the table of tiles. */
 interface TileRow extends Omit<TileForm, "kind"> {
   /** Tokens above which the row holds. */
@@ -174,6 +193,8 @@ export function hasBlocksForm(maxTokens: number): boolean {
 
 /** The form for a device and a size. */
 export function int8Form(caps: Caps, size: Int8Size): Int8Form {
+  const joined = joinedForm(caps, size);
+  if (joined) return joined;
   if (size.blocks) return blocksForm(caps, size);
   return size.maxTokens <= mostRowsTokens ? rowsForm(caps, size) : tileForm(caps, size);
 }

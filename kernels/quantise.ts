@@ -140,6 +140,7 @@ function plainGrid(call: KernelCall<null>, resolve: Resolver): readonly [number,
 }
 
 function normLanes(columns: number, caps: Caps): number {
+  if (caps.joinedLanes) return caps.joinedLanes;
   if (caps.cpu) return 8;
   const wanted = 2 ** Math.ceil(Math.log2(Math.max(32, columns / octet)));
   return Math.min(wanted, 512, caps.maxInvocations);

@@ -21,6 +21,7 @@ const CAPS: Caps = {
   timestamps: false,
   packedDot: false,
   int64: false,
+  coherent: false,
   cpu: true,
   maxBinding: 2 ** 27,
   maxUniformBinding: 2 ** 16,

@@ -92,7 +92,17 @@ export interface RunnerModel {
 interface Captured {
   readonly program: Program;
   readonly builder: BatchBuilder;
+  /** Whether its dispatches may be joined. */
+  readonly short: boolean;
+  /** Steps that it has run. */
+  steps: number;
 }
+
+/** Most sequences of a step whose dispatches are short, so that joining them is faster. */
+const MOST_JOINED = 8;
+
+/** Steps after which a program's dispatches are joined: compiling them anew would delay the first token. */
+const JOINED_AFTER = 4;
 
 /** A forward pass with its programs. The blocks of the sequences are the caller's to take and free. */
 export class Runner {
@@ -139,7 +149,7 @@ export class Runner {
 
   #prepareDraws(step: ScheduledStep, details: Details, ahead: boolean): PreparedStep {
     const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details);
-    const { program, builder } = this.#capture(this.#limits(step), sampler);
+    const captured = this.#capture(this.#limits(step), sampler), { program, builder } = captured;
     const drawing = scheduled.filter(({ draws }) => draws);
     const firstSlot = this.#takeSlots(drawing.length);
     const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slotOf: this.#slotOf });
@@ -151,6 +161,8 @@ export class Runner {
     const submit = (): SubmittedStep => {
       this.#copy(step.copies);
       program.run({ inputs: { ...inputs, ...rowInputs }, sizes });
+      // Whatever fails here fails the next step too.
+      if (captured.short && ++captured.steps === JOINED_AFTER) program.join().catch(() => {});
       // A step of decoding, and a whole chunk of a prompt, are mostly followed by one like it, which is encoded while the device
       // works on this one.
       if (sizes.rows === sizes.tokens || sizes.tokens === this.maxTokens) program.encodeAhead(sizes);
@@ -217,11 +229,12 @@ export class Runner {
   }
 
   /**
-   * Compiles every program that steps without penalties, biases and log-probabilities can need, so that no later one waits.
+   * Compiles every program that steps without penalties, biases and log-probabilities can need, and joins the dispatches of short
+   * ones, so that no later step waits.
    *
    * @param kinds Ways of drawing.
    */
-  warmUp(kinds: readonly Sampler["kind"][] = ["greedy", "sample"]): void {
+  async warmUp(kinds: readonly Sampler["kind"][] = ["greedy", "sample"]): Promise<void> {
     const { maxNumSeqs, device } = this.#model;
     const mostDecoded = this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs) ?? this.maxTokens;
     for (const maxTokens of this.#tokenBuckets) {
@@ -236,6 +249,10 @@ export class Runner {
       }
     }
     this.#copyProgram();
+    for (const captured of this.#captured.values()) {
+      if (captured.short && captured.steps < JOINED_AFTER) await captured.program.join();
+      captured.steps = Math.max(captured.steps, JOINED_AFTER);
+    }
   }
 
   /** The dispatches of every program compiled so far; of the greedy decode step where there is none. */
@@ -320,9 +337,10 @@ export class Runner {
       : `${maxTokens} tokens of ${maxSequences} sequences, ${what}`;
     let captured = this.#captured.get(label);
     if (!captured) {
-      const { device, cache } = this.#model;
-      const program = compile(device, () => this.#trace(limits, sampler), { label });
-      captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize) };
+      const { device, cache, precision } = this.#model;
+      const short = decode === true && maxTokens <= MOST_JOINED && precision === "fast" && !device.caps.cpu;
+      const program = compile(device, () => this.#trace(limits, sampler), { label, join: short });
+      captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };
       this.#captured.set(label, captured);
     }
     return captured;

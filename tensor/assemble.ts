@@ -7,7 +7,7 @@
  */
 import { type Dim, Sym } from "./dim.ts";
 import { bytesPerElement, type DType, wgslStorageType, wgslValueType } from "./dtype.ts";
-import type { Caps, Port, TensorType } from "./kernel.ts";
+import { type Caps, INPUTS_READY, type Port, type TensorType } from "./kernel.ts";
 
 /** One tensor of a dispatch, as WGSL sees it. */
 export interface BoundTensor {
@@ -36,12 +36,26 @@ export interface Binding {
   readonly type: GPUBufferBindingType;
 }
 
+/** A module-scope variable that is bound. */
+export interface BoundVariable {
+  /** Its name in the shader. */
+  readonly name: string;
+  /** Address space with access: `storage, read`. */
+  readonly space: string;
+  /** Its WGSL type. */
+  readonly type: string;
+}
+
 /** A shader with its bindings in order. */
 export interface Assembled {
   /** Complete WGSL. */
   readonly code: string;
   /** Binding `i` of group 0. */
   readonly bindings: readonly Binding[];
+  /** The variable of each binding. */
+  readonly variables: readonly BoundVariable[];
+  /** Module scope without the bound variables: accessors, functions, workgroup memory. */
+  readonly declarations: string;
   /** Whether it reads 16-bit floats. */
   readonly f16: boolean;
 }
@@ -53,6 +67,9 @@ export interface ShaderParts {
   readonly main: string;
   readonly subgroups: boolean;
 }
+
+/** Words of a run's sizes: 16 symbols, then what joined dispatches have of their own. */
+export const SIZES_WORDS = 64;
 
 const vector = (width: number, scalar: string): string => width === 1 ? scalar : `vec${width}<${scalar}>`;
 
@@ -142,16 +159,23 @@ export function assemble(
   caps: Caps,
   sizeSlots: ReadonlyMap<string, number>,
 ): Assembled {
-  const bindings: Binding[] = [];
+  const bindings: Binding[] = [], variables: BoundVariable[] = [];
   const lines: string[] = [];
+  const bind = (variable: BoundVariable, binding: Binding): void => {
+    variables.push(variable);
+    bindings.push(binding);
+  };
   const symbols = symbolsOf(tensors.map((tensor) => tensor.type));
   if (symbols.length > 0) {
-    lines.push(`@group(0) @binding(0) var<uniform> sizes: array<vec4<u32>, 4>;`);
+    bind({ name: "sizes", space: "uniform", type: `array<vec4<u32>, ${SIZES_WORDS / 4}>` }, {
+      tensor: "sizes",
+      part: 0,
+      type: "uniform",
+    });
     for (const { name } of symbols) {
       const slot = sizeSlots.get(name)!;
       lines.push(`fn size_${name}() -> u32 { return sizes[${slot >> 2}].${"xyzw"[slot & 3]}; }`);
     }
-    bindings.push({ tensor: "sizes", part: 0, type: "uniform" });
   }
   tensors.forEach((tensor, index) => {
     if (typeof tensor.access === "object") return;
@@ -163,16 +187,22 @@ export function assemble(
     for (let part = 0; part < (tensor.split?.parts ?? 1); part++) {
       const name = `${tensor.port.name}_data${tensor.split ? `_${part}` : ""}`;
       const count = type === "uniform" ? `, ${uniformCount(tensor, caps)}` : "";
-      lines.push(`@group(0) @binding(${bindings.length}) var<${space}> ${name}: array<${stored}${count}>;`);
-      bindings.push({ tensor: index, part, type });
+      bind({ name, space, type: `array<${stored}${count}>` }, { tensor: index, part, type });
     }
   });
   if (tensors.some((tensor) => readsWide(tensor, caps))) lines.push(unpack64);
   lines.push(...tensors.map((tensor) => accessor(tensor, caps)));
   const f16 = caps.f16 &&
     (tensors.some((t) => t.type.dtype === "f16" && !t.port.raw) || /\bf16\b/.test(parts.main + parts.declarations));
-  const code = `${f16 ? "enable f16;\n" : ""}${lines.join("\n")}\n${parts.declarations}\n${entryPoint(parts, caps)}`;
-  return { code, bindings, f16 };
+  const declarations = `${lines.join("\n")}\n${parts.declarations}`;
+  const bound = variables.map((variable, i) => `@group(0) @binding(${i}) ${variableWgsl(variable)}`).join("\n");
+  const code = `${f16 ? "enable f16;\n" : ""}${bound}\n${declarations}\n${entryPoint(parts, caps)}`;
+  return { code, bindings, variables, declarations, f16 };
+}
+
+/** The declaration of a bound variable, without its binding. */
+export function variableWgsl({ name, space, type }: BoundVariable): string {
+  return `var<${space}> ${name}: ${type};`;
 }
 
 function uniformCount(tensor: BoundTensor, caps: Caps): number {
@@ -192,5 +222,5 @@ function entryPoint(parts: ShaderParts, caps: Caps): string {
   if (parts.subgroups) builtins.push("@builtin(subgroup_invocation_id) subgroupLane: u32");
   const subgroup = parts.subgroups ? `  let subgroup = lane / ${caps.subgroupSize}u;\n` : "";
   return `@compute @workgroup_size(${parts.workgroupSize.join(", ")})\nfn main(\n  ${builtins.join(",\n  ")}\n) {\n` +
-    `${subgroup}${parts.main}\n}\n`;
+    `${subgroup}${parts.main.replaceAll(INPUTS_READY, "")}\n}\n`;
 }

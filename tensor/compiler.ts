@@ -4,13 +4,14 @@
  *
  * @module
  */
-import { assemble, type BoundTensor, symbolsOf } from "./assemble.ts";
+import { assemble, type Assembled, type BoundTensor, SIZES_WORDS, symbolsOf } from "./assemble.ts";
 import { generate, generateStore, type GroupCode } from "./codegen.ts";
+import type { Joinable } from "./chains.ts";
 import type { Device } from "./device.ts";
 import { elementCount, formatShape, type Shape } from "./dim.ts";
 import { bytesPerElement, type DType, type HostArray } from "./dtype.ts";
 import { fuse, type Group } from "./fuse.ts";
-import type { Cost, KernelCall, Resolver } from "./kernel.ts";
+import type { Caps, Cost, KernelCall, Resolver } from "./kernel.ts";
 import { base, type Lowered } from "./lower.ts";
 import { planMemory } from "./memory.ts";
 import { type Node, output, outputTypes, stateOf, updatesOf } from "./node.ts";
@@ -38,6 +39,8 @@ export interface Dispatch {
   readonly bindGroup: GPUBindGroup;
   readonly grid: (resolve: Resolver) => readonly [number, number, number];
   readonly fixed: readonly [number, number, number] | undefined;
+  /** What joining it with others needs, in programs that are compiled for that. */
+  readonly joinable: Joinable | undefined;
 }
 
 /** Where a run puts the values of an input. */
@@ -54,8 +57,8 @@ export interface Place {
   readonly bytes: number;
 }
 
-/** Sizes of a run: 16 words, padded to the alignment of bindings. */
-const SIZES_BYTES = 256;
+/** Sizes of a run, as many as the alignment of bindings. */
+const SIZES_BYTES = 4 * SIZES_WORDS;
 
 /** Alignment of a binding's offset. */
 const ALIGNMENT = 256;
@@ -73,8 +76,15 @@ export class Compiler {
   upload!: Resident;
   host!: ArrayBuffer;
 
-  constructor(readonly device: Device, traced: readonly Node[], readonly label: string, rules: readonly Rule[]) {
-    const graph = rewriteGraph(traced, device.caps, rules);
+  /** @param caps What kernels choose their forms by: the device's, or those of dispatches that are to be joined. */
+  constructor(
+    readonly device: Device,
+    traced: readonly Node[],
+    readonly label: string,
+    rules: readonly Rule[],
+    readonly caps: Caps = device.caps,
+  ) {
+    const graph = rewriteGraph(traced, caps, rules);
     this.outputs = graph.outputs;
     this.groups = fuse(graph, device.gpu.limits.maxStorageBuffersPerShaderStage);
     symbolsOf(reachable(graph.outputs)).forEach((symbol) => this.sizeSlots.set(symbol.name, this.sizeSlots.size));
@@ -102,7 +112,7 @@ export class Compiler {
 
   /** One buffer for all that changes from run to run: sizes first, then every input at its own aligned place. */
   #layUpload(): void {
-    const f16 = this.device.caps.f16;
+    const { f16 } = this.caps;
     let offset = SIZES_BYTES;
     const inputs = new Map<string, Node & { op: "input" }>();
     for (const node of reachable(this.outputs)) {
@@ -132,7 +142,7 @@ export class Compiler {
   }
 
   #placeResults(): void {
-    const f16 = this.device.caps.f16;
+    const { f16 } = this.caps;
     const lastUse = new Map<Node, number>();
     this.groups.forEach((group, at) => group.reads.forEach((node) => lastUse.set(node, at)));
     this.outputs.forEach((node) => lastUse.set(base(node), Infinity));
@@ -158,7 +168,7 @@ export class Compiler {
 
   /** Refuses what one binding cannot hold: reads are divided among several, writes are not. */
   #checkWritten(node: Node, bytes: number): void {
-    const { maxBinding } = this.device.caps;
+    const { maxBinding } = this.caps;
     if (bytes <= maxBinding) return;
     const type = `${node.dtype} ${formatShape(node.shape)}`, label = stateOf(node)?.storage.label;
     const [what, remedy] = label === undefined
@@ -172,7 +182,7 @@ export class Compiler {
    * each on CPU devices, where kernels read uniforms, and where an arena would be too large for a buffer.
    */
   #slots(bytes: readonly number[]): { buffer: GPUBuffer; offset: number }[] {
-    const label = `results of ${this.label}`, { caps, gpu } = this.device;
+    const label = `results of ${this.label}`, { caps, device: { gpu } } = this;
     const aligned = bytes.map((size) => Math.ceil(size / ALIGNMENT) * ALIGNMENT),
       total = aligned.reduce((a, b) => a + b, 0);
     if (caps.cpu || total === 0 || total > gpu.limits.maxBufferSize) {
@@ -205,7 +215,7 @@ export class Compiler {
   }
 
   #split(node: Node): BoundTensor["split"] {
-    const { bytes } = this.place(node), { maxBinding } = this.device.caps;
+    const { bytes } = this.place(node), { maxBinding } = this.caps;
     if (bytes <= maxBinding) return undefined;
     const partBytes = Math.floor(maxBinding / 65536) * 65536;
     return { partBytes, parts: Math.ceil(bytes / partBytes) };
@@ -217,10 +227,18 @@ export class Compiler {
     const { tensors, nodes, code } = group.kernel
       ? this.#kernelParts(group, group.kernel, names, access)
       : this.#generatedParts(group, names, access);
-    const { pipeline, bindGroup, wgsl } = this.#bind(tensors, nodes, code, describe(group));
+    const { pipeline, bindGroup, shader, entries } = this.#bind(tensors, nodes, code, describe(group));
     const symbolic = nodes.some((node) => node.shape.some((dim) => typeof dim !== "number"));
-    const fixed = symbolic ? undefined : code.grid((dim) => dim as number);
-    return { info: this.#info(group, nodes, wgsl), pipeline, bindGroup, grid: code.grid, fixed };
+    const { grid, main, workgroupSize: [lanes, ...more] } = code,
+      fixed = symbolic ? undefined : grid((dim) => dim as number);
+    const info = this.#info(group, nodes, shader.code);
+    const keys = shader.bindings.map(({ tensor, part }) =>
+      tensor === "sizes" ? tensor : `${base(nodes[tensor]!).id}.${part}`
+    );
+    const joinable = this.caps.joinedLanes === undefined || more.some((size) => size > 1)
+      ? undefined
+      : { shader, main, entries, keys, lanes, grid, fixed, cost: info.cost };
+    return { info, pipeline, bindGroup, grid, fixed, joinable };
   }
 
   /** Bound tensors of a generated kernel: what it reads, and `out`. */
@@ -239,7 +257,7 @@ export class Compiler {
       };
     });
     tensors.push({ port: { name: "out" }, type: root, access: "write" });
-    const code = generate(lowered, root.shape, access, this.device.caps);
+    const code = generate(lowered, root.shape, access, this.caps);
     return { tensors, nodes: [...reads, root], code: { ...code, subgroups: false } };
   }
 
@@ -255,7 +273,7 @@ export class Compiler {
       inputs: kernel.src.map(({ dtype, shape }) => ({ dtype, shape })),
       outputs: outputTypes(kernel),
     };
-    const source = kernel.kernel.wgsl(call, this.device.caps);
+    const source = kernel.kernel.wgsl(call, this.caps);
     const updates = updatesOf(kernel);
     const spliced = group.lowered;
     const tensors = source.inputs.map((port, i): BoundTensor => {
@@ -281,8 +299,7 @@ export class Compiler {
       tensors.push({ port, type: spliced ? node : call.outputs[i]!, access: "write", store });
       nodes.push(node);
     });
-    const grid = (resolve: Resolver): readonly [number, number, number] =>
-      kernel.kernel.grid(call, this.device.caps, resolve);
+    const grid = (resolve: Resolver): readonly [number, number, number] => kernel.kernel.grid(call, this.caps, resolve);
     const { workgroupSize, declarations = "", main, subgroups = false } = source;
     return { tensors, nodes, code: { workgroupSize, declarations, main, subgroups, grid } };
   }
@@ -292,27 +309,26 @@ export class Compiler {
     nodes: Node[],
     code: Parts["code"],
     name: string,
-  ): { pipeline: GPUComputePipeline; bindGroup: GPUBindGroup; wgsl: string } {
-    const assembled = assemble(tensors, code, this.device.caps, this.sizeSlots);
+  ): { pipeline: GPUComputePipeline; bindGroup: GPUBindGroup; shader: Assembled; entries: GPUBufferBinding[] } {
+    const assembled = assemble(tensors, code, this.caps, this.sizeSlots);
     const { pipeline, layout } = this.device.pipeline(assembled.code, assembled.bindings, name);
-    const entries = assembled.bindings.map(({ tensor, part }, binding): GPUBindGroupEntry => {
-      if (tensor === "sizes") {
-        return { binding, resource: { buffer: this.upload.buffer, offset: 0, size: SIZES_BYTES } };
-      }
+    const entries = assembled.bindings.map(({ tensor, part }): GPUBufferBinding => {
+      if (tensor === "sizes") return { buffer: this.upload.buffer, offset: 0, size: SIZES_BYTES };
       const place = this.place(nodes[tensor]!), split = tensors[tensor]!.split;
       const offset = place.offset + (split ? part * split.partBytes : 0);
       const size = split ? Math.min(split.partBytes, place.bytes - part * split.partBytes) : place.bytes;
-      return { binding, resource: { buffer: place.buffer, offset, size } };
+      return { buffer: place.buffer, offset, size };
     });
-    return {
-      pipeline,
-      bindGroup: this.device.gpu.createBindGroup({ layout, entries, label: name }),
-      wgsl: assembled.code,
-    };
+    const bindGroup = this.device.gpu.createBindGroup({
+      layout,
+      entries: entries.map((resource, binding) => ({ binding, resource })),
+      label: name,
+    });
+    return { pipeline, bindGroup, shader: assembled, entries };
   }
 
   #info(group: Group, nodes: readonly Node[], wgsl: string): DispatchInfo {
-    const { f16 } = this.device.caps;
+    const { f16 } = this.caps;
     const resolve: Resolver = (dim) => typeof dim === "number" ? dim : dim.max;
     const bytes = [...new Set(nodes)].reduce(
       (sum, n) => sum + elementCount(n.shape) * bytesPerElement(n.dtype, f16),
@@ -322,7 +338,7 @@ export class Compiler {
     const cost = kernel
       ? kernel.kernel.cost(
         { params: kernel.params, inputs: kernel.src, outputs: outputTypes(kernel) },
-        this.device.caps,
+        this.caps,
         resolve,
       )
       : { bytes, flops: generatedFlops(group.lowered!) };

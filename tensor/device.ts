@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { type Feature, probe, request } from "./adapter.ts";
 import type { Binding } from "./assemble.ts";
 import { elementCount, type Shape } from "./dim.ts";
 import { type DType, float16Bits, float16Value, type HostArray } from "./dtype.ts";
@@ -13,10 +14,8 @@ import { DeviceLostError, OutOfMemoryError } from "./device_errors.ts";
 import { Readback } from "./readback.ts";
 import { type Resident, Storage } from "./storage.ts";
 
+export type { Feature } from "./adapter.ts";
 export { DeviceLostError, OutOfMemoryError } from "./device_errors.ts";
-
-/** Optional features; each can be switched off. */
-export type Feature = "subgroups" | "f16" | "timestamps" | "packedDot" | "int64" | "fastReadback";
 
 /** How a device is opened. */
 export interface DeviceOptions {
@@ -54,6 +53,7 @@ export class Device {
   #layouts = new Map<string, GPUBindGroupLayout>();
   #verdicts = new Set<Promise<void>>();
   #closed = false;
+  #health: Resident | undefined;
 
   /**
    * Use {@linkcode openDevice} or {@linkcode wrapDevice}.
@@ -212,6 +212,18 @@ export class Device {
     return this.read(buffer, storage.dtype, elementCount(storage.shape), offset);
   }
 
+  /**
+   * Two words that joined dispatches set where a workgroup has waited in vain for others: the first in a run, the second in a
+   * trial (`chains.ts`).
+   */
+  get health(): Resident {
+    if (!this.#health) {
+      this.#health = this.allocateStorage(16, "health of joined dispatches");
+      this.readback.health = this.#health.buffer;
+    }
+    return this.#health;
+  }
+
   /** The layout of a list of bindings. */
   layout(bindings: readonly Binding[]): GPUBindGroupLayout {
     const key = bindings.map((binding) => binding.type).join();
@@ -269,73 +281,6 @@ export class Device {
 
 function packHalf(values: HostArray): Uint16Array<ArrayBuffer> {
   return Uint16Array.from(values, float16Bits);
-}
-
-const wantedLimits = [
-  "maxBufferSize",
-  "maxStorageBufferBindingSize",
-  "maxComputeWorkgroupStorageSize",
-  "maxComputeInvocationsPerWorkgroup",
-  "maxComputeWorkgroupSizeX",
-  "maxComputeWorkgroupSizeY",
-  "maxStorageBuffersPerShaderStage",
-  "maxUniformBufferBindingSize",
-] as const;
-
-async function request(
-  adapter: GPUAdapter,
-  disable: ReadonlySet<Feature>,
-): Promise<{ gpu: GPUDevice; features: Set<string> }> {
-  const requiredLimits = Object.fromEntries(wantedLimits.map((name) => [name, adapter.limits[name]]));
-  const optional: [Feature, string, boolean][] = [
-    ["f16", "shader-f16", adapter.features.has("shader-f16")],
-    ["timestamps", "timestamp-query", adapter.features.has("timestamp-query")],
-    ["int64", "wgpu-shader-int64", isCpu(adapter.info)], // this runtime's own feature: browsers refuse it
-    ["subgroups", "subgroups", true], // not listed by this runtime, and granted all the same
-  ];
-  const wanted = optional.filter(([feature, , offered]) => offered && !disable.has(feature)).map(([, name]) => name);
-  const unlisted = (name: string): boolean => name === "subgroups" || name.startsWith("wgpu-");
-  for (const features of [wanted, wanted.filter((name) => !unlisted(name))]) {
-    try {
-      const gpu = await adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
-      return { gpu, features: new Set(features) };
-    } catch (cause) {
-      if (!features.some(unlisted)) throw cause;
-      adapter = await navigator.gpu.requestAdapter().then((again) => again ?? adapter); // an adapter serves one request
-    }
-  }
-  throw new Error("Cannot open the GPU device");
-}
-
-/** Whether an adapter computes on the CPU. */
-function isCpu(info: GPUAdapterInfo): boolean {
-  return info.isFallbackAdapter || /llvmpipe|swiftshader/i.test(`${info.description} ${info.device}`);
-}
-
-function probe(
-  gpu: GPUDevice,
-  info: GPUAdapterInfo,
-  features: ReadonlySet<string>,
-  disable: ReadonlySet<Feature>,
-): Caps {
-  const { subgroupMinSize: least = 0, subgroupMaxSize: greatest = 0 } = info as {
-    subgroupMinSize?: number;
-    subgroupMaxSize?: number;
-  };
-  const subgroups = features.has("subgroups") && least === greatest && greatest >= 4;
-  return {
-    subgroups,
-    subgroupSize: subgroups ? greatest : 1,
-    f16: features.has("shader-f16"),
-    timestamps: features.has("timestamp-query"),
-    packedDot: !disable.has("packedDot"),
-    int64: features.has("wgpu-shader-int64"),
-    cpu: isCpu(info),
-    maxBinding: gpu.limits.maxStorageBufferBindingSize,
-    maxUniformBinding: gpu.limits.maxUniformBufferBindingSize,
-    maxInvocations: gpu.limits.maxComputeInvocationsPerWorkgroup,
-    workgroupMemory: gpu.limits.maxComputeWorkgroupStorageSize,
-  };
 }
 
 /**

@@ -34,8 +34,15 @@ export interface Caps {
   readonly packedDot: boolean;
   /** 64-bit integers: where loads cost by their number (CPU devices), one takes twice the bytes. */
   readonly int64: boolean;
+  /** Memory can be bound so that workgroups of one dispatch see what others write. */
+  readonly coherent: boolean;
   /** A CPU device (llvmpipe): no parallel loads to hide, dispatches cost 30 us. */
   readonly cpu: boolean;
+  /**
+   * Invocations that workgroups have to have where dispatches are joined (`join.ts`); undefined where each stands alone. Kernels
+   * that matter in decoding take their form by it.
+   */
+  readonly joinedLanes?: number | undefined;
   /** Greatest bytes of one storage binding. */
   readonly maxBinding: number;
   /** Greatest bytes of one uniform binding. */
@@ -87,6 +94,13 @@ export interface KernelSource {
   /** Whether the body uses subgroup operations. */
   readonly subgroups?: boolean;
 }
+
+/**
+ * A statement for `main`: from here on it reads what other kernels have made; before, only weights and what the host gave. Where
+ * dispatches are joined it waits for them, so that loads above it overlap with the wait. In uniform control flow. A kernel
+ * without it waits first of all.
+ */
+export const INPUTS_READY = "inputs_ready();";
 
 /** Floating-point operations and least bytes of one call, for rooflines. */
 export interface Cost {

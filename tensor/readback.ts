@@ -24,6 +24,8 @@ export class Readback {
   #fast: boolean | undefined;
   #ticket = 1;
   #queue: Promise<unknown> = Promise.resolve();
+  /** A word that is read along, and has to be 0. */
+  health: GPUBuffer | undefined;
 
   /**
    * A reader for a device.
@@ -66,28 +68,40 @@ export class Readback {
     const encoder = this.gpu.createCommandEncoder();
     encoder.copyBufferToBuffer(source, offset, staging, GUARD_BYTES, size);
     encoder.copyBufferToBuffer(guard, 0, staging, 0, 4);
+    if (this.health) encoder.copyBufferToBuffer(this.health, 0, staging, 4, 4);
     this.gpu.queue.submit([encoder.finish()]);
     const range = GUARD_BYTES + size;
     if (this.#fast) {
       const mapped = staging.mapAsync(GPUMapMode.READ, 0, range);
       mapped.catch(() => {});
       const taken = this.#take(staging, ticket, size);
-      if (taken) return taken.subarray(0, bytes);
+      if (taken) return this.#healthy(taken).subarray(GUARD_BYTES, GUARD_BYTES + bytes);
       await mapped;
       this.#fast = false;
     } else await staging.mapAsync(GPUMapMode.READ, 0, range);
-    const copy = new Uint8Array(staging.getMappedRange(GUARD_BYTES, size).slice(0));
+    const copy = staging.getMappedRange(0, range).slice(0);
     staging.unmap();
-    return copy.subarray(0, bytes);
+    return this.#healthy(copy).subarray(GUARD_BYTES, GUARD_BYTES + bytes);
+  }
+
+  /** What was read, if all workgroups of joined dispatches have met. */
+  #healthy(bytes: ArrayBuffer): Uint8Array<ArrayBuffer> {
+    if (this.health && new Uint32Array(bytes, 4, 1)[0] !== 0) {
+      throw new Error(
+        "Cannot trust the GPU's results: workgroups of a joined dispatch waited in vain for others. Is another program using it? " +
+          "Load the model again.",
+      );
+    }
+    return new Uint8Array(bytes);
   }
 
   /** The bytes, if the mapping is there already and holds this read's ticket. */
-  #take(staging: GPUBuffer, ticket: number, size: number): Uint8Array<ArrayBuffer> | undefined {
+  #take(staging: GPUBuffer, ticket: number, size: number): ArrayBuffer | undefined {
     try {
       const bytes = staging.getMappedRange(0, GUARD_BYTES + size).slice(0);
       if (new Uint32Array(bytes, 0, 1)[0] !== ticket) return undefined;
       staging.unmap();
-      return new Uint8Array(bytes, GUARD_BYTES, size);
+      return bytes;
     } catch {
       return undefined;
     }

@@ -34,7 +34,7 @@ Deno.test("nothing compiles after warm-up", async () => {
   const parts = await openParts(TINY, 64, 16);
   const limits = { contextLength: 64, maxNumSeqs: 4, maxNumBatchedTokens: 8 };
   const { engine, runner } = makeEngine({ ...parts, ...limits }, { maxSteps: 3 });
-  runner.warmUp();
+  await runner.warmUp();
   const compiled = parts.device.pipelineCount, programs = (await engine.explain()).split("\n\n").length;
   const outputs: EngineOutput[] = [], failures: Error[] = [];
   const sink = {

@@ -1,0 +1,92 @@
+/**
+ * Joined dispatches against the same ones apart. The device here runs one workgroup after another, so that joined dispatches
+ * have one workgroup, which does the work of all; on a GPU they have as many as it keeps resident.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { greedy } from "../kernels/argmax.ts";
+import { randomDecoder } from "../bench/random_model.ts";
+import { batchInputs } from "../model/batch.ts";
+import { forward } from "../model/decoder.ts";
+import type { DecoderConfig } from "../model/config.ts";
+import { KvCache } from "../model/kv_cache.ts";
+import { type Caps, compile, Device, openDevice, type Program } from "../tensor/mod.ts";
+import { shapeConfig } from "../bench/shapes.ts";
+
+const BLOCK = 16, CONTEXT = 160;
+
+/** A device whose kernels take the forms that they have on GPUs. */
+async function openAsGpu(change: Partial<Caps> = {}): Promise<Device> {
+  const { gpu, info, caps } = await openDevice();
+  return new Device(gpu, info, { ...caps, cpu: false, int64: false, ...change }, Infinity, true);
+}
+
+const workgroups = (device: Device): number[] | undefined => /llvmpipe/.test(device.info.description) ? [1] : undefined;
+
+const config: DecoderConfig = {
+  ...shapeConfig("0.5b"),
+  numLayers: 2,
+  hiddenSize: 256,
+  numHeads: 4,
+  numKvHeads: 2,
+  headDim: 64,
+  intermediateSize: 512,
+  vocabSize: 512,
+};
+
+/** Inputs of a step of `count` sequences, of different lengths. */
+function stepOf(count: number, seed: number): { inputs: Record<string, number[]>; sizes: Record<string, number> } {
+  const each = (value: (i: number) => number): number[] => Array.from({ length: count }, (_, i) => value(i));
+  const blocks = CONTEXT / BLOCK, context = (i: number): number => 1 + (seed * 37 + i * 53) % CONTEXT;
+  return {
+    inputs: {
+      tokens: each((i) => (seed * 11 + i) % config.vocabSize),
+      positions: each((i) => context(i) - 1),
+      slotMapping: each((i) => i * CONTEXT + context(i) - 1),
+      queryStart: Array.from({ length: count + 1 }, (_, i) => i),
+      contextLens: each(context),
+      blockTables: Array.from({ length: count * blocks }, (_, i) => i),
+    },
+    sizes: { tokens: count },
+  };
+}
+
+async function results(program: Program, count: number, seed: number): Promise<number[]> {
+  const step = stepOf(count, seed);
+  program.run(step);
+  return [...await program.read(0, step.sizes), ...await program.read(1, step.sizes)];
+}
+
+for (const most of [1, 2, 8]) {
+  Deno.test(`joined decoding of at most ${most} sequences is that of dispatches apart, bit for bit`, async (t) => {
+    for (const change of [{}, { subgroups: false, subgroupSize: 1 }]) {
+      const device = await openAsGpu(change), weights = randomDecoder(device, config, CONTEXT);
+      const cache = new KvCache(device, config, { numBlocks: most * CONTEXT / BLOCK, blockSize: BLOCK, dtype: "f16" });
+      const limits = {
+        maxTokens: most,
+        maxSequences: most,
+        maxLogitRows: most,
+        maxBlocks: CONTEXT / BLOCK,
+        decode: true,
+      };
+      using program = compile(device, () => {
+        const logits = forward(weights, config, batchInputs(limits), cache, "fast");
+        return [logits, greedy(logits).token];
+      }, { join: true });
+      const all = async (): Promise<number[][]> => {
+        for (const pool of [...cache.keys, ...cache.values]) {
+          device.write(pool, 0, new Uint8Array(2 * (pool.shape as number[]).reduce((a, b) => a * b)));
+        }
+        const found: number[][] = [];
+        for (const seed of [1, 2, 3]) found.push(await results(program, 1 + seed * 5 % most, seed));
+        return found;
+      };
+      const apart = await all(), dispatches = program.dispatchCount;
+      await t.step(`${change.subgroups === false ? "without" : "with"} subgroups`, async () => {
+        assert(await program.join(workgroups(device)), "nothing was joined");
+        assert(program.dispatchCount < dispatches / 2, `${program.dispatchCount} of ${dispatches} dispatches`);
+        for (let round = 0; round < 2; round++) assertEquals(await all(), apart); // counters are put back from run to run
+      });
+      device.close();
+    }
+  });
+}
