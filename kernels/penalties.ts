@@ -1,6 +1,7 @@
 /**
  * Penalties for repetition and logit bias: a copy of the logits in which the tokens of a sparse list differ. The list comes
- * from the host with each step, so that nothing has to be kept on the GPU for a sequence. The log-sum-exp of the raw logits is
+ * from the host with each step, so that nothing has to be kept on the GPU for a sequence; tokens that the host has not read yet are
+ * named in it by their slots. The log-sum-exp of the raw logits is
  * taken on the way, because log-probabilities are reported under the raw distribution.
  *
  * @module
@@ -19,7 +20,7 @@ import { kernelNode, type Node } from "../tensor/node.ts";
 import { bestAndSumWgsl, bestWgsl, logitLanes, logitSizes, logitWidth, sumWgsl } from "./argmax.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
 import { logSumExpReference, penaltiesReference } from "./sampling_reference.ts";
-import { adjustmentWords, decodeSamplingRow, lowestLogit, rowWord, rowWords } from "./sampling_rows.ts";
+import { adjustmentWords, decodeSamplingRow, lowestLogit, mostInFlight, rowWord, rowWords } from "./sampling_rows.ts";
 
 /** Parameters of the penalties kernel: none. */
 export type PenaltiesParams = Readonly<Record<never, never>>;
@@ -58,8 +59,57 @@ export function logitPassCost<P>(
   return { flops: flops * elements, bytes: 4 * moves * elements };
 }
 
+/** The penalties of one token. */
+const penalisedWgsl = `
+fn penalised(logit: f32, row: u32, count: i32) -> f32 {
+  let repetition = ${float("repetitionPenalty")};
+  let l = fma(-${float("frequencyPenalty")}, f32(count), select(logit * repetition, logit / repetition, logit > 0.0));
+  return l - select(0.0, ${float("presencePenalty")}, count > 0);
+}`;
+
+/**
+ * The tokens of a row that stand in slots: `drawn` of them are `token`. Whoever knows a token by its id says so in `is_known`; what
+ * nobody knows is new.
+ */
+const inFlightWgsl = `
+var<workgroup> in_flight: array<i32, ${mostInFlight}>;
+var<workgroup> is_known: array<atomic<u32>, ${mostInFlight}>;
+fn drawn(token: i32) -> i32 {
+  var count = 0;
+  for (var i = 0u; i < ${mostInFlight}u && in_flight[i] >= 0; i++) {
+    if (in_flight[i] == token) {
+      count++;
+      atomicStore(&is_known[i], 1u);
+    }
+  }
+  return count;
+}
+fn is_first(i: u32) -> bool {
+  for (var j = 0u; j < i; j++) { if (in_flight[j] == in_flight[i]) { return false; } }
+  return true;
+}`;
+
+/** Reads the slots, before what follows a barrier. */
+const readSlotsWgsl = (lanes: number): string => `
+  for (var i = lane; i < ${mostInFlight}u; i += ${lanes}u) {
+    in_flight[i] = -1;
+    atomicStore(&is_known[i], 0u);
+    if (start + i < end && adjustments(start + i).x < 0) { in_flight[i] = slots(u32(-1 - adjustments(start + i).x)); }
+  }
+  workgroupBarrier();`;
+
+/** Adjusts the tokens in slots that no entry knows. */
+const newTokensWgsl = (vocabulary: number, lanes: number): string => `
+  workgroupBarrier();
+  for (var i = lane; i < ${mostInFlight}u; i += ${lanes}u) {
+    let token = in_flight[i];
+    if (token < 0 || token >= ${vocabulary} || atomicLoad(&is_known[i]) != 0u || !is_first(i)) { continue; }
+    let l = logit_of(row, u32(token));
+    if (l >= ${lowestLogit}) { store_adjusted(row * ${vocabulary}u + u32(token), penalised(l, row, drawn(token))); }
+  }`;
+
 function penaltiesWgsl(call: KernelCall<PenaltiesParams>, caps: Caps): KernelSource {
-  const { rows, vocabulary } = logitSizes(call.inputs[0], "apply penalties");
+  const { rows, vocabulary } = logitSizes(call.inputs[0], "apply penalties"), hasSlots = call.inputs.length > 3;
   const lanes = logitLanes(vocabulary, caps), width = logitWidth(vocabulary);
   const copy = width === 4
     ? `let x = logits(row * ${vocabulary / 4}u + i);
@@ -69,11 +119,23 @@ function penaltiesWgsl(call: KernelCall<PenaltiesParams>, caps: Caps): KernelSou
   const logit = width === 4
     ? `logits((row * ${vocabulary}u + token) >> 2u)[token & 3u]`
     : `logits(row * ${vocabulary}u + token)`;
+  const slots = [{ name: "slots" }];
   return {
-    inputs: [{ name: "logits", width }, { name: "rows" }, { name: "adjustments", width: 4 }],
+    inputs: [
+      { name: "logits", width },
+      { name: "rows" },
+      { name: "adjustments", width: 4 },
+      ...(hasSlots ? slots : []),
+    ],
     outputs: [{ name: "adjusted" }, { name: "log_sum_exp" }],
     workgroupSize: [lanes, 1, 1],
-    declarations: bestWgsl("logits", vocabulary, lanes) + sumWgsl(lanes),
+    declarations: [
+      bestWgsl("logits", vocabulary, lanes),
+      sumWgsl(lanes),
+      `fn logit_of(row: u32, token: u32) -> f32 { return ${logit}; }`,
+      penalisedWgsl,
+      ...(hasSlots ? [inFlightWgsl] : []),
+    ].join("\n"),
     main: `
   ${rowWgsl(dimWgsl(rows))}
   ${bestAndSumWgsl("0u", `${Math.ceil(vocabulary / 4)}u`, lanes, true)}
@@ -82,44 +144,44 @@ function penaltiesWgsl(call: KernelCall<PenaltiesParams>, caps: Caps): KernelSou
     ${copy}
   }
   storageBarrier(); // what follows overwrites some of the copies
-  let repetition = ${float("repetitionPenalty")};
-  let presence = ${float("presencePenalty")};
-  let frequency = ${float("frequencyPenalty")};
   let start = ${word("adjustmentsStart")};
-  let end = start + ${word("adjustmentsCount")};
+  let end = start + ${word("adjustmentsCount")};${hasSlots ? readSlotsWgsl(lanes) : ""}
   for (var entry = start + lane; entry < end; entry += ${lanes}u) {
     let adjustment = adjustments(entry);
     let token = u32(adjustment.x);
     if (adjustment.x < 0 || token >= ${vocabulary}u) { continue; }
-    var l = ${logit};
+    let more = ${hasSlots ? "drawn(adjustment.x)" : "0"};
+    var l = logit_of(row, token);
     if (l < ${lowestLogit}) { continue; }
-    if (adjustment.y != 0) {
-      l = select(l * repetition, l / repetition, l > 0.0);
-      l = fma(-frequency, f32(adjustment.z), l);
-      l -= select(0.0, presence, adjustment.z > 0);
-    }
+    if (adjustment.y != 0 || more > 0) { l = penalised(l, row, adjustment.z + more); }
     store_adjusted(row * ${vocabulary}u + token, l + bitcast<f32>(adjustment.w));
-  }`,
+  }${hasSlots ? newTokensWgsl(vocabulary, lanes) : ""}`,
   };
 }
 
-/** logits [R, V], rows [R, 12] u32, adjustments [E, 4] i32 to adjusted logits [R, V] f32 and log-sum-exp of the raw ones [R]. */
+/**
+ * logits [R, V], rows [R, 12] u32, adjustments [E, 4] i32 and, where they name any, slots [S] i32 to adjusted logits [R, V] f32 and
+ * log-sum-exp of the raw ones [R].
+ */
 export const penaltiesKernel: Kernel<PenaltiesParams> = {
   name: "penalties",
-  infer([logits, rows, adjustments]) {
+  infer([logits, rows, adjustments, slots]) {
     const sizes = logitSizes(logits, "apply penalties");
     checkRows(rows, logits!);
     if (adjustments?.dtype !== "i32" || adjustments.shape.length !== 2 || adjustments.shape[1] !== adjustmentWords) {
       const given = adjustments ? `${adjustments.dtype} ${formatShape(adjustments.shape)}` : "nothing";
       throw new Error(`Cannot apply penalties: adjustments are ${given}, not i32 [entries, ${adjustmentWords}]`);
     }
+    if (slots && !(slots.dtype === "i32" && slots.shape.length === 1)) {
+      throw new Error(`Cannot apply penalties: slots are ${slots.dtype} ${formatShape(slots.shape)}, not i32 [slots]`);
+    }
     return [{ dtype: "f32", shape: logits!.shape }, { dtype: "f32", shape: [sizes.rows] }];
   },
   wgsl: penaltiesWgsl,
   grid: (call, _caps, resolve) => rowGrid(1, resolve(call.inputs[0]!.shape[0]!)),
-  reference(call, [logits, rows, adjustments]) {
+  reference(call, [logits, rows, adjustments, slots]) {
     const all = rowsOf(logits!, call.inputs[0]!.shape[1] as number);
-    const adjusted = all.map((row, r) => [...penaltiesReference(row, decodeSamplingRow(rows!, r, adjustments))]);
+    const adjusted = all.map((row, r) => [...penaltiesReference(row, decodeSamplingRow(rows!, r, adjustments, slots))]);
     return [Float64Array.from(adjusted.flat()), Float64Array.from(all.map(logSumExpReference))];
   },
   cost: (call, _caps, resolve) => logitPassCost(call, resolve, 3, 2),
@@ -129,6 +191,7 @@ export const penaltiesKernel: Kernel<PenaltiesParams> = {
  * Applies penalties and logit bias. Minus infinity stays.
  *
  * @param logits [R, V]. @param rows [R, 12] u32. @param adjustments [E, 4] i32: both from `encodeSamplingRows`.
+ * @param slots [S] i32: the tokens that rows name by `inFlight`; leave out where none does.
  * @returns [R, V] f32.
  *
  * @example
@@ -147,6 +210,6 @@ export const penaltiesKernel: Kernel<PenaltiesParams> = {
  * assertEquals([...await new Tensor(penalised).data()], [2, -3, 3]);
  * ```
  */
-export function applyPenalties(logits: Node, rows: Node, adjustments: Node): Node {
-  return kernelNode(penaltiesKernel, [logits, rows, adjustments], {});
+export function applyPenalties(logits: Node, rows: Node, adjustments: Node, slots?: Node): Node {
+  return kernelNode(penaltiesKernel, [logits, rows, adjustments, ...(slots ? [slots] : [])], {});
 }

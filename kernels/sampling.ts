@@ -295,6 +295,7 @@ export const sampleKernel: Kernel<SampleParams> = {
  *
  * @param logits [R, V]. @param rows [R, 12] u32 from `encodeSamplingRows`.
  * @param adjustments [E, 4] i32 from `encodeSamplingRows`; leave out where no row has penalties or bias.
+ * @param slots [S] i32: the tokens that rows name by `inFlight`; leave out where none does.
  * @returns `token` [R] i32, and `logprob` [R] f32 under the softmax of the raw logits.
  *
  * @example
@@ -309,17 +310,17 @@ export const sampleKernel: Kernel<SampleParams> = {
  * assertEquals((await new Tensor(token).data())[0], sampleReference(logits, row).token);
  * ```
  */
-export function sample(logits: Node, rows: Node, adjustments?: Node): { token: Node; logprob: Node } {
-  const token = kernelNode(sampleKernel, sampleInputs(logits, rows, adjustments), {
+export function sample(logits: Node, rows: Node, adjustments?: Node, slots?: Node): { token: Node; logprob: Node } {
+  const token = kernelNode(sampleKernel, sampleInputs(logits, rows, adjustments, slots), {
     result: "token",
     adjusted: adjustments !== undefined,
   });
   return { token, logprob: output(token, 1) };
 }
 
-function sampleInputs(logits: Node, rows: Node, adjustments?: Node): Node[] {
+function sampleInputs(logits: Node, rows: Node, adjustments?: Node, slots?: Node): Node[] {
   if (!adjustments) return [logits, rows];
-  const adjusted = applyPenalties(logits, rows, adjustments);
+  const adjusted = applyPenalties(logits, rows, adjustments, slots);
   return [adjusted, rows, logits, output(adjusted, 1)];
 }
 

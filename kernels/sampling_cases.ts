@@ -3,7 +3,7 @@ import { argmaxKernel, argmaxMergeKernel, type ArgmaxParams, argmaxSlicesKernel 
 import { penaltiesKernel, type PenaltiesParams } from "./penalties.ts";
 import { sampleKernel, type SampleParams } from "./sampling.ts";
 import { filterReference, logSumExpReference, sampleReference } from "./sampling_reference.ts";
-import { decodeSamplingRow, encodeSamplingRows, type SamplingRow } from "./sampling_rows.ts";
+import { decodeSamplingRow, encodeSamplingRows, mostInFlight, type SamplingRow } from "./sampling_rows.ts";
 import type { CaseCall, CaseInput, KernelCase, Random } from "./spec.ts";
 
 /** Decisions nearer to their threshold than this may fall either way in f32. */
@@ -51,8 +51,14 @@ function rowsInput(rows: Uint32Array<ArrayBuffer>): CaseInput {
   return { dtype: "u32", shape: [rows.length / 12, 12], data: rows };
 }
 
-function penaltiesCall(random: Random, rows: number, vocabulary: number): CaseCall<PenaltiesParams> {
-  const settings = Array.from({ length: rows }, () => randomSamplingRow(random, vocabulary));
+/** With slots some rows have tokens that only these know: new ones, ones of their history or bias, ones twice. */
+function penaltiesCall(random: Random, rows: number, vocabulary: number, slots = 0): CaseCall<PenaltiesParams> {
+  const settings = Array.from({ length: rows }, () => ({
+    ...randomSamplingRow(random, vocabulary),
+    ...(slots > 0 && {
+      inFlight: Array.from({ length: random.integer(0, mostInFlight) }, () => random.integer(0, slots - 1)),
+    }),
+  }));
   const encoded = encodeSamplingRows(settings), entries = encoded.adjustments.length / 4;
   return {
     params: {},
@@ -60,8 +66,14 @@ function penaltiesCall(random: Random, rows: number, vocabulary: number): CaseCa
       randomLogits(random, rows, vocabulary),
       rowsInput(encoded.rows),
       { dtype: "i32", shape: [entries, 4], data: encoded.adjustments },
+      ...(slots > 0 ? [slotsInput(random, slots, vocabulary)] : []),
     ],
   };
+}
+
+function slotsInput(random: Random, slots: number, vocabulary: number): CaseInput {
+  const data = Int32Array.from({ length: slots }, () => random.integer(0, Math.min(vocabulary, 30) - 1));
+  return { dtype: "i32", shape: [slots], data };
 }
 
 function sampleCall(random: Random, params: SampleParams, rows: number, vocabulary: number): CaseCall<SampleParams> {
@@ -124,17 +136,17 @@ const mergeCase: KernelCase<ArgmaxParams> = {
   tolerance: (_, reference) => [0, logprobTolerance(reference[1]!)],
 };
 
-const penaltiesCase: KernelCase<PenaltiesParams> = {
-  name: "penalties",
+const penaltiesCase = (name: string, slots: number): KernelCase<PenaltiesParams> => ({
+  name,
   kernel: penaltiesKernel,
-  random: (random) => penaltiesCall(random, random.integer(1, 5), pickOne(random, vocabularies)),
+  random: (random) => penaltiesCall(random, random.integer(1, 5), pickOne(random, vocabularies), slots),
   // A division (2.5 ulp), three subtractions and an addition; the terms are below 10 where they are added.
   tolerance: (_, [adjusted, logSumExp]) => [
     adjusted!.map((x) => 1e-6 * Math.abs(x) + 4e-6),
     logprobTolerance(logSumExp!),
   ],
-  bench: { "0.5B, 8 rows": (random) => penaltiesCall(random, 8, 151936) },
-};
+  bench: { "0.5B, 8 rows": (random) => penaltiesCall(random, 8, 151936, slots) },
+});
 
 function sampleCase(name: string, params: SampleParams): KernelCase<SampleParams> {
   return {
@@ -183,7 +195,8 @@ export const cases: readonly KernelCase<unknown>[] = [
   argmaxCase("argmax_slices", argmaxSlicesKernel, false),
   argmaxCase("argmax_slices with sums", argmaxSlicesKernel, true),
   mergeCase,
-  penaltiesCase,
+  penaltiesCase("penalties", 0),
+  penaltiesCase("penalties, tokens in slots too", 40),
   sampleCase("sample", { result: "token", adjusted: false }),
   sampleCase("sample after penalties", { result: "token", adjusted: true }),
   sampleCase("filtered probabilities", { result: "probabilities", adjusted: false }),

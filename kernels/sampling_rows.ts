@@ -28,6 +28,11 @@ export interface SamplingRow {
   readonly index?: number;
   /** Each different token of prompt and output, with how often the output holds it (0: the prompt alone has it). */
   readonly history?: ReadonlyMap<number, number>;
+  /**
+   * Slots of the output's last tokens, which the host has not read yet (see `keepTokens`): they count as those in `history` do.
+   * At most {@linkcode mostInFlight}.
+   */
+  readonly inFlight?: readonly number[];
   /** Added to the logits by token, after the penalties. */
   readonly logitBias?: ReadonlyMap<number, number>;
 }
@@ -51,7 +56,13 @@ export const rowWord = {
 /** Words of a row's record: the last size of the `rows` tensor. */
 export const rowWords = 12;
 
-/** Words of an adjustment: token, whether the history has it, its count in the output, bits of its bias. */
+/** Most tokens of a row that the host has not read. */
+export const mostInFlight = 16;
+
+/**
+ * Words of an adjustment: token, whether the history has it, its count in the output, bits of its bias. A token of -1 - s stands for
+ * the one in slot s; a row's adjustments begin with such ones.
+ */
 export const adjustmentWords = 4;
 
 /** Temperatures below this are greedy (vLLM's bound). */
@@ -64,7 +75,7 @@ export const lowestLogit: number = -3e38;
 export interface EncodedSamplingRows {
   /** `[rows, 12]` words, a record a row. */
   readonly rows: Uint32Array<ArrayBuffer>;
-  /** `[entries, 4]`: token, seen (0 or 1), count in the output, bits of the f32 bias; no token twice in a row. */
+  /** `[entries, 4]`: token, seen (0 or 1), count in the output, bits of the f32 bias; no known token twice in a row. */
   readonly adjustments: Int32Array<ArrayBuffer>;
   /** Every row is greedy and without penalties or bias: `greedy(logits)` gives the same. */
   readonly greedy: boolean;
@@ -120,6 +131,7 @@ function floatValue(word: number): number {
 
 function appendAdjustments(adjustments: number[], row: SamplingRow): void {
   const history = penaltiesAreOff(row) ? undefined : row.history;
+  if (!penaltiesAreOff(row)) { for (const slot of row.inFlight ?? []) adjustments.push(-1 - slot, 1, 0, 0); }
   for (const [token, count] of history ?? []) {
     adjustments.push(token, 1, count, floatBits(row.logitBias?.get(token) ?? 0));
   }
@@ -140,25 +152,33 @@ export function checkSamplingRow(row: SamplingRow): void {
   check("repetitionPenalty", row.repetitionPenalty, (p) => p > 0 && p < Infinity, "give a number above 0 (1: off)");
   check("presencePenalty", row.presencePenalty, Number.isFinite, "give a finite number (0: off)");
   check("frequencyPenalty", row.frequencyPenalty, Number.isFinite, "give a finite number (0: off)");
+  const count = row.inFlight?.length;
+  check("inFlight.length", count, (n) => n <= mostInFlight, `read tokens before more than ${mostInFlight} are drawn`);
   check("index", row.index, (i) => Number.isInteger(i) && i >= 0 && i < 2 ** 32, "give a whole number below 2^32");
   if (typeof row.seed === "number") check("seed", row.seed, Number.isInteger, "give a whole number or a bigint");
 }
 
-/** Reads a row back from the encoded arrays; `adjustments` may be left out where the row has none. */
+/** Reads a row back from the encoded arrays, the tokens in `slots` as if known; both may be left out where the row has none. */
 export function decodeSamplingRow(
   rows: ArrayLike<number>,
   row: number,
   adjustments?: ArrayLike<number>,
+  slots: ArrayLike<number> = [],
 ): Required<SamplingRow> {
   const word = (name: keyof typeof rowWord): number => rows[row * rowWords + rowWord[name]]! >>> 0;
   const float = (name: keyof typeof rowWord): number => floatValue(word(name));
-  const history = new Map<number, number>(), logitBias = new Map<number, number>();
+  const history = new Map<number, number>(), logitBias = new Map<number, number>(), read: number[] = [];
   const start = word("adjustmentsStart");
   for (let entry = start; adjustments && entry < start + word("adjustmentsCount"); entry++) {
     const [token, seen, count, bias] = [0, 1, 2, 3].map((i) => adjustments[entry * adjustmentWords + i]!);
+    if (token! < 0) {
+      read.push(slots[-1 - token!] ?? -1);
+      continue;
+    }
     if (seen) history.set(token!, count!);
     logitBias.set(token!, floatValue(bias! >>> 0));
   }
+  for (const token of read) if (token >= 0) history.set(token, (history.get(token) ?? 0) + 1);
   const temperature = float("temperature"), margin = float("minPMargin");
   return {
     temperature,
@@ -171,6 +191,7 @@ export function decodeSamplingRow(
     seed: (BigInt(word("seedHigh")) << 32n) | BigInt(word("seedLow")),
     index: word("index"),
     history,
+    inFlight: [],
     logitBias,
   };
 }

@@ -2,11 +2,13 @@
 import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { type Device, openDevice } from "../tensor/device.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
+import type { HostArray } from "../tensor/dtype.ts";
+import { penaltiesKernel } from "./penalties.ts";
 import { philox } from "./philox.ts";
 import { seededRandom } from "./random.ts";
 import { sampleKernel } from "./sampling.ts";
 import { filterReference } from "./sampling_reference.ts";
-import { decodeSamplingRow, encodeSamplingRows, rowWords, type SamplingRow } from "./sampling_rows.ts";
+import { adjustmentWords, decodeSamplingRow, encodeSamplingRows, rowWords, type SamplingRow } from "./sampling_rows.ts";
 
 const vocabulary = 50;
 const random = seededRandom(42);
@@ -128,10 +130,44 @@ Deno.test("rows survive encoding", () => {
     seed: 0n,
     presencePenalty: 0,
     frequencyPenalty: 0,
+    inFlight: [],
     logitBias: new Map(),
   });
   assertEquals(decoded.seed, 2n ** 64n - 1n);
   assertEquals(decoded.logitBias, new Map([[3, 0], [4, -1.5], [8, 100]]));
   assertEquals(encodeSamplingRows([{}, { temperature: 0, history: new Map([[1, 1]]) }]).greedy, true);
+  const { rows: late, adjustments: named } = encodeSamplingRows([{ ...row, inFlight: [1, 0, 1] }]);
+  const { history } = decodeSamplingRow(late, 0, named, [4, 9]);
+  assertEquals(history, new Map([[3, 2], [4, 1], [9, 2]]));
+  const many = { ...row, inFlight: Array(17).fill(0) };
+  assertThrows(() => encodeSamplingRows([many]), RangeError, "inFlight.length is 17, read tokens before more than 16");
   assertThrows(() => encodeSamplingRows([{ topP: 1.5 }]), RangeError, "Cannot sample: topP is 1.5");
 });
+
+Deno.test("tokens that stand in slots change logits as known ones do, to the bit", () =>
+  withDevice(async (device) => {
+    const tokens = [3, 7, 3, 11, 12, 3], slots = Int32Array.from([7, 3, 12, 11]);
+    const base = {
+      ...{ repetitionPenalty: 1.1, presencePenalty: 0.3, frequencyPenalty: 0.07 },
+      logitBias: new Map([[11, 0.9], [20, -1]]),
+    };
+    const historyOf = (known: number): Map<number, number> => {
+      const history = new Map([[7, 0], [40, 0]]);
+      for (const token of tokens.slice(0, known)) history.set(token, (history.get(token) ?? 0) + 1);
+      return history;
+    };
+    const penalised = async (known: number): Promise<HostArray> => {
+      const inFlight = tokens.slice(known).map((token) => slots.indexOf(token));
+      const { rows, adjustments } = encodeSamplingRows([{ ...base, history: historyOf(known), inFlight }]);
+      const inputs = [
+        { dtype: "f32", shape: [1, vocabulary], data: logits },
+        { dtype: "u32", shape: [1, rowWords], data: rows },
+        { dtype: "i32", shape: [adjustments.length / adjustmentWords, adjustmentWords], data: adjustments },
+        { dtype: "i32", shape: [slots.length], data: slots },
+      ] as const;
+      const [adjusted] = await runKernel(device, penaltiesKernel, { params: {}, inputs });
+      return adjusted!;
+    };
+    const expected = await penalised(tokens.length);
+    for (let known = 0; known < tokens.length; known++) assertEquals(await penalised(known), expected);
+  }));
