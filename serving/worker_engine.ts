@@ -12,6 +12,38 @@ import type { LoadOptions } from "./model.ts";
 import type { NamedSource } from "./model_source.ts";
 import { type FromEngine, type PlainError, plainError, revivedError, type ToEngine } from "./worker_protocol.ts";
 
+/**
+ * Milliseconds after which a thread that was told to end has let go of its device. That it has ended is said before, and nothing
+ * says it afterwards; it took 40 ms on llvmpipe.
+ */
+const LETTING_GO = 300;
+
+/** The threads of this process. */
+const threads = {
+  running: new Set<EngineThread>(),
+  /** When one was last told to end. */
+  lastEnd: -Infinity,
+  watched: false,
+  /** Whether the process ends since nothing is left to do, rather than by `Deno.exit`. */
+  runsOut: false,
+};
+
+/**
+ * A process that ends while one of its threads takes its device apart crashes or hangs in the driver, on NVIDIA nearly every time
+ * (https://github.com/gfx-rs/wgpu/issues/8365). Where nothing is left to do, the runtime has all threads do just that: so they
+ * are told to before, and the process waits for them. One that idles does no harm to `Deno.exit`.
+ */
+function watchEnd(): void {
+  if (threads.watched) return;
+  threads.watched = true;
+  addEventListener("beforeunload", () => threads.runsOut = true);
+  addEventListener("unload", () => {
+    if (threads.runsOut) { for (const thread of threads.running) void thread.end(); }
+    const left = threads.lastEnd + LETTING_GO - performance.now();
+    if (left > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, left);
+  });
+}
+
 /** A thread in which an engine can be loaded. */
 export class EngineThread {
   /** Whether it answers: one that does not cannot be used. */
@@ -23,9 +55,14 @@ export class EngineThread {
     this.ready = new Promise((resolve) => {
       worker.once("message", () => resolve(true));
       worker.once("error", () => resolve(false));
-      worker.once("exit", () => resolve(false));
+      worker.once("exit", () => {
+        this.#ended();
+        resolve(false);
+      });
     });
     this.keepAlive(false);
+    threads.running.add(this);
+    watchEnd();
   }
 
   /** Says whether the process waits for it. */
@@ -39,7 +76,12 @@ export class EngineThread {
   /** Ends it, and waits for its end. */
   async end(): Promise<void> {
     this.keepAlive(true); // or a process that has nothing else to do ends in the middle of waiting
+    this.#ended();
     await this.worker.terminate();
+  }
+
+  #ended(): void {
+    if (threads.running.delete(this)) threads.lastEnd = performance.now();
   }
 }
 

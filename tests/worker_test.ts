@@ -111,15 +111,25 @@ Deno.test("a crash of the thread rejects everyone who waits, with the cause", as
   await engine.close(new Error("closed"));
 });
 
-Deno.test("a program that does not dispose of its model ends all the same", async () => {
-  const script = `
-    import { loadModel } from "${new URL("../mod.ts", import.meta.url)}";
-    const model = await loadModel("${TINY}");
-    console.log((await model.complete({ tokens: [1], maxTokens: 2, ignoreEos: true })).tokens.length);`;
-  const config = new URL("../deno.json", import.meta.url).pathname;
-  const { stdout, code } = await new Deno.Command(Deno.execPath(), {
-    args: ["eval", `--config=${config}`, script],
-    stderr: "null",
-  }).output();
-  assertEquals([new TextDecoder().decode(stdout), code], ["2\n", 0]);
-});
+const ENDINGS = {
+  "that does not dispose of its model": "",
+  "that disposes of its model": "await model[Symbol.asyncDispose]();",
+  "that disposes of its model and exits": "await model[Symbol.asyncDispose](); Deno.exit();",
+  "that exits": "Deno.exit();",
+};
+
+for (const [which, ending] of Object.entries(ENDINGS)) {
+  Deno.test(`a program ${which} ends well`, async () => {
+    const script = `
+      import { loadModel } from "${new URL("../mod.ts", import.meta.url)}";
+      const model = await loadModel("${TINY}");
+      console.log((await model.complete({ tokens: [1], maxTokens: 2, ignoreEos: true })).tokens.length);
+      ${ending}`;
+    const config = new URL("../deno.json", import.meta.url).pathname;
+    const { stdout, code } = await new Deno.Command(Deno.execPath(), {
+      args: ["eval", `--config=${config}`, script],
+      stderr: "null",
+    }).output();
+    assertEquals([new TextDecoder().decode(stdout), code], ["2\n", 0]);
+  });
+}
