@@ -113,7 +113,7 @@ export function encodeSamplingRows(rows: readonly SamplingRow[]): EncodedSamplin
 }
 
 /** Whether the row's penalties change no logit. */
-function penaltiesAreOff(row: SamplingRow): boolean {
+export function penaltiesAreOff(row: SamplingRow): boolean {
   return (row.repetitionPenalty ?? 1) === 1 && (row.presencePenalty ?? 0) === 0 && (row.frequencyPenalty ?? 0) === 0;
 }
 
@@ -129,9 +129,14 @@ function floatValue(word: number): number {
   return bits.getFloat32(0);
 }
 
+/** The adjustments that stand for tokens in slots: a row's first. */
+export function inFlightAdjustments(slots: readonly number[]): Int32Array<ArrayBuffer> {
+  return Int32Array.from(slots.flatMap((slot) => [-1 - slot, 1, 0, 0]));
+}
+
 function appendAdjustments(adjustments: number[], row: SamplingRow): void {
   const history = penaltiesAreOff(row) ? undefined : row.history;
-  if (!penaltiesAreOff(row)) { for (const slot of row.inFlight ?? []) adjustments.push(-1 - slot, 1, 0, 0); }
+  if (!penaltiesAreOff(row)) adjustments.push(...inFlightAdjustments(row.inFlight ?? []));
   for (const [token, count] of history ?? []) {
     adjustments.push(token, 1, count, floatBits(row.logitBias?.get(token) ?? 0));
   }

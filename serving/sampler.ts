@@ -5,13 +5,15 @@
  */
 import { argmax } from "../kernels/argmax.ts";
 import { sample } from "../kernels/sampling.ts";
-import { adjustmentWords, encodeSamplingRows, greedyBelow, rowWord, rowWords } from "../kernels/sampling_rows.ts";
+import { adjustmentWords, greedyBelow, inFlightAdjustments, rowWord, rowWords } from "../kernels/sampling_rows.ts";
 import { topLogprobs } from "../kernels/top_logprobs.ts";
 import { cast, input, map, type Node, pad, reshape } from "../tensor/node.ts";
 import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
 import type { TokenLogprob } from "./request.ts";
 import type { Scheduled } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
+import { SequenceRow } from "./sequence_row.ts";
+import type { TokenSlots } from "./token_slots.ts";
 
 /** Smallest bound of a program's sampling adjustments; larger ones are powers of 4 times this. */
 const ADJUSTMENTS = 256;
@@ -49,48 +51,67 @@ export function describeSampler({ kind, details, adjustments }: Sampler): string
   return `${kind}${adjustments > 0 ? `, ${adjustments} adjustments` : ""}${reported}`;
 }
 
-/** Nothing about a row of this sequence changes from token to token but its index. */
-function isPlain(sequence: Sequence): boolean {
-  return !sequence.needsHistory && sequence.sampling.logitBias === undefined;
-}
-
-/** Index of the token that is drawn: it keys the random numbers. */
+/** Index of the token that is drawn: it keys the random numbers, so company changes nothing. */
 function indexOf({ start, numTokens }: Scheduled): number {
   return start + numTokens;
 }
 
 /** The rows of one step's draws. Keeps what does not change of a sequence from step to step. */
 export class SamplerRows {
-  readonly #records = new WeakMap<Sequence, Uint32Array>();
+  readonly #rows = new WeakMap<Sequence, SequenceRow>();
 
-  /** What the program is told about the sequences that draw in a step. */
-  encode(scheduled: readonly Scheduled[], details: Details): SamplerInputs {
-    const drawing = scheduled.filter(({ draws }) => draws);
-    if (drawing.every(({ sequence }) => isPlain(sequence))) {
-      const greedy = drawing.every(({ sequence }) => (sequence.sampling.temperature ?? 0) < greedyBelow);
-      // Log-probabilities always come from the one kernel: two would round differently, and company must change no bit.
-      if (greedy && details === "none") return { sampler: { kind: "greedy", details, adjustments: 0 }, inputs: {} };
-      const samplingRows = new Uint32Array(drawing.length * rowWords);
-      drawing.forEach((item, r) => {
-        samplingRows.set(this.#record(item.sequence), r * rowWords);
-        samplingRows[r * rowWords + rowWord.index] = indexOf(item);
-      });
-      return { sampler: { kind: "sample", details, adjustments: 0 }, inputs: { samplingRows } };
+  /**
+   * What the program is told about the sequences that draw in a step.
+   *
+   * @param slots Has the tokens that penalties count, and that the host has not read.
+   */
+  encode(
+    scheduled: readonly Scheduled[],
+    details: Details,
+    slots?: Pick<TokenSlots, "slotsOf">,
+  ): SamplerInputs {
+    const drawing = scheduled.filter(({ draws }) => draws), rows = drawing.map(({ sequence }) => this.#row(sequence));
+    const isPlain = rows.every(({ hasPenalties, adjustments }) => !hasPenalties && adjustments.length === 0);
+    const isGreedy = drawing.every(({ sequence }) => (sequence.sampling.temperature ?? 0) < greedyBelow);
+    // Log-probabilities always come from the one kernel: two would round differently, and company must change no bit.
+    if (isPlain && isGreedy && details === "none") {
+      return { sampler: { kind: "greedy", details, adjustments: 0 }, inputs: {} };
     }
-    const rows = encodeSamplingRows(drawing.map((item) => item.sequence.samplingRowAt(indexOf(item))));
-    const entries = rows.adjustments.length / adjustmentWords;
+    const samplingRows = new Uint32Array(drawing.length * rowWords), pieces: Int32Array[] = [];
+    let entries = 0;
+    drawing.forEach((item, r) => {
+      const { record, hasPenalties, adjustments } = rows[r]!, index = indexOf(item);
+      const unread = hasPenalties ? slots?.slotsOf(item.sequence, index) ?? [] : [];
+      const count = unread.length + adjustments.length / adjustmentWords, at = r * rowWords;
+      samplingRows.set(record, at);
+      samplingRows[at + rowWord.index] = index;
+      samplingRows[at + rowWord.adjustmentsStart] = entries;
+      samplingRows[at + rowWord.adjustmentsCount] = count;
+      pieces.push(inFlightAdjustments(unread), adjustments);
+      entries += count;
+    });
     const bound = entries === 0 ? 0 : ADJUSTMENTS * 4 ** Math.max(0, Math.ceil(Math.log2(entries / ADJUSTMENTS) / 2));
     return {
       sampler: { kind: "sample", details, adjustments: bound },
-      inputs: { samplingRows: rows.rows, ...(bound > 0 && { adjustments: rows.adjustments }) },
+      inputs: { samplingRows, ...(bound > 0 && { adjustments: joined(pieces, entries * adjustmentWords) }) },
     };
   }
 
-  #record(sequence: Sequence): Uint32Array {
-    let record = this.#records.get(sequence);
-    if (!record) this.#records.set(sequence, record = encodeSamplingRows([sequence.samplingRowAt(0)]).rows);
-    return record;
+  #row(sequence: Sequence): SequenceRow {
+    let row = this.#rows.get(sequence);
+    if (!row) this.#rows.set(sequence, row = new SequenceRow(sequence));
+    return row;
   }
+}
+
+function joined(pieces: readonly Int32Array[], length: number): Int32Array {
+  const all = new Int32Array(length);
+  let at = 0;
+  for (const piece of pieces) {
+    all.set(piece, at);
+    at += piece.length;
+  }
+  return all;
 }
 
 /** What a program makes of logits `[rows, vocabulary]`. */
@@ -110,11 +131,15 @@ function topCount(vocabulary: number): number {
   return Math.min(MAX_TOP_LOGPROBS, vocabulary);
 }
 
-/** The draw as nodes. */
-export function samplerNodes(logits: Node, sampler: Sampler): SampledNodes {
+/**
+ * The draw as nodes.
+ *
+ * @param slots i32: the tokens that the host has not read.
+ */
+export function samplerNodes(logits: Node, sampler: Sampler, slots?: Node): SampledNodes {
   const { kind, details } = sampler;
   if (kind === "greedy") return { token: argmax(logits), details: undefined };
-  const { token, logprob } = drawn(logits, sampler.adjustments);
+  const { token, logprob } = drawn(logits, sampler.adjustments, slots);
   if (details === "none") return { token, details: undefined };
   const column = (node: Node): Node => reshape(node, [...node.shape, 1]);
   const columns = [column(cast(token, "f32")), column(logprob)];
@@ -137,13 +162,10 @@ function sideBySide(parts: readonly Node[]): Node {
   return placed.reduce((a, b) => map("add", a, b));
 }
 
-function drawn(logits: Node, adjustments: number): { token: Node; logprob: Node } {
+function drawn(logits: Node, adjustments: number, slots?: Node): { token: Node; logprob: Node } {
   const rows = input("samplingRows", "u32", [logits.shape[0]!, rowWords]);
-  return sample(
-    logits,
-    rows,
-    adjustments > 0 ? input("adjustments", "i32", [adjustments, adjustmentWords]) : undefined,
-  );
+  if (adjustments === 0) return sample(logits, rows);
+  return sample(logits, rows, input("adjustments", "i32", [adjustments, adjustmentWords]), slots);
 }
 
 /** Tokens out of their details. */
