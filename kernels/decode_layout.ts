@@ -47,10 +47,11 @@ export interface DecodeLayout {
 
 /** Chooses the layout of a call on a device. */
 export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Caps): DecodeLayout {
-  const { rows, heads, kvHeads, headDim } = sizesOf(call), group = heads / kvHeads, { params } = call;
+  const { rows, heads, kvHeads, headDim, maxBlocks } = sizesOf(call), group = heads / kvHeads, { params } = call;
   // Few rows leave processors without work: smaller shares then, though each reads the keys of its own. Figures: an H100.
-  const few = maxOf(rows) * kvHeads <= 16;
-  const most = params.headsPerShare ?? (few ? 1 : 8);
+  const few = maxOf(rows) * kvHeads <= 16,
+    joined = caps.joinedLanes !== undefined && maxBlocks * params.blockSize <= 1024;
+  const most = params.headsPerShare ?? (!few ? 8 : joined && maxOf(rows) > 4 ? 2 : 1);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   const width = params.width ?? (few ? 2 : 4);
   const wanted = params.lanes ?? caps.joinedLanes ??

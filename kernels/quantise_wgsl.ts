@@ -123,13 +123,14 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
     let ${name}_high = x(2u * (${from} + ${at}) + 1u);
     let ${name}_weight_low = weight(2u * ${at});
     let ${name}_weight_high = weight(2u * ${at} + 1u);\n`;
-  const square = (name: string): string => `dot(${name}_low, ${name}_low) + dot(${name}_high, ${name}_high)`;
+  // Multiply-adds are written as fma: no compiler may join them in one way here and in another where dispatches are joined.
+  const square = (name: string): string => `add_up(fma(${name}_low, ${name}_low, ${name}_high * ${name}_high))`;
   const normed = (name: string, at: string): string => `
     let low = ${name}_low * inverse * ${name}_weight_low;
     let high = ${name}_high * inverse * ${name}_weight_high;
     ${quantiseOctet(`${to} + ${at}`, `${at} < ${octets}u`, caps, store)}`;
   const inverse = `${addUp(lanes, caps)}
-    let inverse = inverseSqrt(max(total * ${1 / columns} + ${eps}, 1.2e-38)); // a row of zeros gives zeros\n`;
+    let inverse = inverseSqrt(max(fma(total, ${1 / columns}, ${eps}), 1.2e-38)); // a row of zeros gives zeros\n`;
   if (turns > keptOctets) {
     return {
       loads: "var squares = 0.0;\n",
@@ -158,5 +159,6 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
 
 /** What {@linkcode normaliseWgsl} needs beside {@linkcode blockFunctions}. */
 export function normaliseDeclarations(lanes: number): string {
-  return `var<workgroup> partial_squares: array<f32, ${lanes}>;\n`;
+  return `var<workgroup> partial_squares: array<f32, ${lanes}>;
+fn add_up(squares: vec4f) -> f32 { return (squares.x + squares.y) + (squares.z + squares.w); }\n`;
 }

@@ -98,8 +98,8 @@ interface Captured {
   steps: number;
 }
 
-/** Most sequences of a step whose dispatches are short, so that joining them is faster. */
-const MOST_JOINED = 8;
+/** Most sequences of a step, and the widest model, whose dispatches are so short that joining them is faster. */
+const MOST_JOINED = { sequences: 8, hiddenSize: 2048 } as const;
 
 /** Steps after which a program's dispatches are joined: compiling them anew would delay the first token. */
 const JOINED_AFTER = 4;
@@ -337,8 +337,9 @@ export class Runner {
       : `${maxTokens} tokens of ${maxSequences} sequences, ${what}`;
     let captured = this.#captured.get(label);
     if (!captured) {
-      const { device, cache, precision } = this.#model;
-      const short = decode === true && maxTokens <= MOST_JOINED && precision === "fast" && !device.caps.cpu;
+      const { device, cache, config, precision } = this.#model;
+      const small = maxTokens <= MOST_JOINED.sequences && config.hiddenSize <= MOST_JOINED.hiddenSize;
+      const short = decode === true && small && precision === "fast" && !device.caps.cpu;
       const program = compile(device, () => this.#trace(limits, sampler), { label, join: short });
       captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };
       this.#captured.set(label, captured);

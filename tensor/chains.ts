@@ -8,7 +8,15 @@
  */
 import type { Binding } from "./assemble.ts";
 import type { Device } from "./device.ts";
-import { COUNTER_WORDS, GRID_WORDS, JOINED_LANES, type JoinedShader, joinShaders, type Stage } from "./join.ts";
+import {
+  COUNTER_WORDS,
+  GRID_WORDS,
+  JOINED_LANES,
+  type JoinedShader,
+  joinShaders,
+  MOST_BARRIERS,
+  type Stage,
+} from "./join.ts";
 import type { Caps, Cost, Resolver } from "./kernel.ts";
 import type { Resident } from "./storage.ts";
 
@@ -117,8 +125,8 @@ class GridWords {
   }
 }
 
-/** Bytes of a chain's counters: the alignment of a binding, which holds those of eight barriers. */
-const countersBytes = 4 * COUNTER_WORDS * 16;
+/** Bytes of a chain's counters: a multiple of a binding's alignment. */
+const countersBytes = 4 * COUNTER_WORDS * MOST_BARRIERS;
 
 function makeDispatch(
   device: Device,

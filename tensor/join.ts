@@ -44,6 +44,9 @@ export const JOINED_LANES = 256;
 /** Words between the counters of two barriers: atomics of different barriers share no sector of the cache. */
 export const COUNTER_WORDS = 8;
 
+/** Barriers that a set of counters has room for. */
+export const MOST_BARRIERS = 16;
+
 /** Polls after which a wait is given up: about a second, and some ten milliseconds in a trial. */
 const POLLS = 1 << 21, TRIAL_POLLS = 1 << 16;
 
@@ -59,10 +62,14 @@ function rename(code: string, names: ReadonlyMap<string, string>): string {
   return code.replace(/\.?\b[A-Za-z_]\w*/g, (word) => names.get(word) ?? word);
 }
 
+/** Name of the `at`-th array of a type in workgroup memory. */
+const sharedName = (type: string, at: number): string => `shared_${type.replace(/\W/g, "")}_${at}`;
+
 class Joiner {
   readonly bound: Bound[] = [];
-  readonly #workgroup = new Map<string, string>();
-  readonly functions: string[] = [];
+  /** Workgroup memory: for each type of element the greatest sizes that stages ask for. */
+  readonly #memory = new Map<string, number[]>();
+  readonly #functions: string[] = [];
 
   constructor(readonly stages: readonly Stage[], readonly caps: Caps) {
     stages.forEach((stage, k) => this.#add(stage, k));
@@ -82,12 +89,15 @@ class Joiner {
     return this.bound[at]!.variable.name;
   }
 
-  /** Workgroup memory of one name and type is one: no stage reads what it has not written. */
-  #shareMemory(code: string, stage: number, names: Map<string, string>): string {
-    return code.replace(/var<workgroup> (\w+): ([^;]*);/g, (_text, name: string, type: string) => {
-      const key = `${name}: ${type}`, shared = this.#workgroup.get(key) ?? `${name}_of_${stage}`;
-      this.#workgroup.set(key, shared);
-      names.set(name, shared);
+  /** Arrays of one element type in workgroup memory are the same for all stages: none reads what it has not written. */
+  #shareMemory(code: string, names: Map<string, string>): string {
+    const taken = new Map<string, number>(), arrays = /var<workgroup> (\w+): array<(f32|u32|vec[234]<?\w+>?), (\d+)>;/g;
+    return code.replace(arrays, (_text, name: string, type: string, size: string) => {
+      const at = taken.get(type) ?? 0, sizes = this.#memory.get(type) ?? [];
+      taken.set(type, at + 1);
+      sizes[at] = Math.max(sizes[at] ?? 0, Number(size));
+      this.#memory.set(type, sizes);
+      names.set(name, sharedName(type, at));
       return "";
     });
   }
@@ -95,8 +105,10 @@ class Joiner {
   #add(stage: Stage, k: number): void {
     const names = new Map<string, string>();
     stage.shader.variables.forEach(({ name }, binding) => names.set(name, this.#bind(stage, binding, k)));
-    const code = this.#shareMemory(stage.shader.declarations, k, names);
-    for (const [, name] of code.matchAll(/\b(?:fn|const|struct|alias) (\w+)/g)) names.set(name!, `${name}_of_${k}`);
+    const code = this.#shareMemory(stage.shader.declarations, names);
+    for (const [, name] of code.matchAll(/\b(?:fn|const|struct|alias|var<workgroup>) (\w+)/g)) {
+      names.set(name!, `${name}_of_${k}`);
+    }
     const wait = k > 0 ? `wait(${k - 1}u, lane);` : "";
     const main = stage.main.includes(INPUTS_READY) ? stage.main : `${INPUTS_READY}\n${stage.main}`;
     const parameters = [
@@ -107,26 +119,33 @@ class Joiner {
       "global: vec3<u32>",
     ];
     if (this.caps.subgroups) parameters.push("subgroupLane: u32", "subgroup: u32");
-    this.functions.push(
+    this.#functions.push(
       `${rename(code, names)}\nfn stage_${k}(${parameters.join(", ")}) {\n` +
         `${rename(main, names).replaceAll(INPUTS_READY, wait)}\n}`,
     );
   }
 
-  /** The joint bindings: what several stages use and some write is seen by all at once. */
-  get declarations(): string[] {
-    const uses = new Map<GPUBuffer, Set<number>>();
-    for (const { entry, stages } of this.bound) {
-      uses.set(entry.buffer, (uses.get(entry.buffer) ?? new Set()).union(stages));
-    }
-    const variables = this.bound.map(({ variable, type, entry }, i) => {
-      const coherent = type === "storage" && uses.get(entry.buffer)!.size > 1 ? "@coherent " : "";
-      return `@group(0) @binding(${i}) ${coherent}${variableWgsl(variable)}`;
-    });
-    return [
-      ...variables,
-      ...[...this.#workgroup].map(([key, name]) => `var<workgroup> ${name}${key.slice(key.indexOf(":"))};`),
-    ];
+  /** Whether several stages use what a binding is bound to, and some write it: then all have to see it at once. */
+  #isCoherent({ type, entry: { buffer } }: Bound): boolean {
+    const stages = this.bound.filter(({ entry }) => entry.buffer === buffer).map((bound) => bound.stages);
+    return type === "storage" && stages.reduce((all, more) => all.union(more)).size > 1;
+  }
+
+  /** Module scope: joint bindings, workgroup memory, and the stages as functions. */
+  get declarations(): string {
+    const variables = this.bound.map((bound, i) =>
+      `@group(0) @binding(${i}) ${this.#isCoherent(bound) ? "@coherent " : ""}${variableWgsl(bound.variable)}`
+    );
+    const memory = [...this.#memory].flatMap(([type, sizes]) =>
+      sizes.map((size, at) => `var<workgroup> ${sharedName(type, at)}: array<${type}, ${size}>;`)
+    );
+    // A load whose place depends on what a wait has seen cannot be moved before it.
+    const coherent = this.bound.filter((bound) => this.#isCoherent(bound)).map(({ variable }) => variable.name);
+    const functions = coherent.reduce(
+      (text, name) => text.replaceAll(`${name}[`, `${name}[late + `),
+      this.#functions.join("\n"),
+    );
+    return [...variables, ...memory, functions].join("\n");
   }
 
   /** The call of a stage: each workgroup does one after another of the stage's workgroups. */
@@ -146,10 +165,12 @@ class Joiner {
   }
 }
 
-/** Arriving at a barrier, and waiting until all have. */
+/** Arriving at a barrier, and waiting until all have; `late`, always 0, is how many more than all then had. */
 const barrierWgsl = (workgroups: number): string =>
   `var<private> most_polls: u32;
 var<private> verdict: u32;
+var<private> late: u32;
+var<workgroup> beyond: u32;
 fn arrive(barrier: u32, lane: u32) {
   storageBarrier();
   if (lane == 0u) { atomicAdd(&arrivals[barrier * ${COUNTER_WORDS}u], 1u); }
@@ -157,13 +178,19 @@ fn arrive(barrier: u32, lane: u32) {
 fn wait(barrier: u32, lane: u32) {
   if (lane == 0u) {
     var polls = 0u;
-    while (atomicLoad(&arrivals[barrier * ${COUNTER_WORDS}u]) < ${workgroups}u && polls < most_polls) { polls++; }
+    var arrived = atomicLoad(&arrivals[barrier * ${COUNTER_WORDS}u]);
+    while (arrived < ${workgroups}u && polls < most_polls) {
+      arrived = atomicLoad(&arrivals[barrier * ${COUNTER_WORDS}u]);
+      polls++;
+    }
+    beyond = arrived - ${workgroups}u;
     if (polls == most_polls) {
       most_polls = 0u;
       atomicStore(&health[verdict], 1u);
     }
   }
   workgroupBarrier();
+  late = beyond;
 }`;
 
 /**
@@ -193,13 +220,11 @@ export function joinShaders(stages: readonly Stage[], workgroups: number, caps: 
   let own = id.x + id.y;
   most_polls = select(${POLLS}u, ${TRIAL_POLLS}u, trial);
   verdict = u32(trial);
-  if (own == 0u && lane < ${barriers}u) { atomicStore(&previous[lane * ${COUNTER_WORDS}u], 0u); }
+  if (own == 0u && lane < ${MOST_BARRIERS}u) { atomicStore(&previous[lane * ${COUNTER_WORDS}u], 0u); }
   ${calls.join("\n  ")}
 }`;
   const f16 = stages.some(({ shader }) => shader.f16) ? "enable f16;\n" : "";
-  const code = [f16 + joiner.declarations.join("\n"), ...own, barrierWgsl(workgroups), ...joiner.functions, main].join(
-    "\n",
-  );
+  const code = [f16 + joiner.declarations, ...own, barrierWgsl(workgroups), main].join("\n");
   return { code, bindings: bound };
 }
 
