@@ -89,12 +89,12 @@ export class BlockManager {
     return this.#cache?.size ?? 0;
   }
 
-  /** Tokens that claimed matches spared the sequences. */
+  /** Tokens of prompts that the prefix cache had. */
   get numHitTokens(): number {
     return this.#numHitTokens;
   }
 
-  /** Tokens that the sequences of claimed matches had to compute, though they were known when the match was claimed. */
+  /** Tokens of prompts that it did not have. */
   get numMissTokens(): number {
     return this.#numMissTokens;
   }
@@ -185,14 +185,19 @@ export class BlockManager {
     return { blocks, numFree, fresh };
   }
 
-  /** Gives a sequence that holds no blocks those of its match: their tokens count as computed. */
+  /**
+   * Gives a sequence that holds no blocks those of its match: their tokens count as computed. Hits and misses are counted the first
+   * time alone: what a preempted sequence finds again is mostly its own.
+   */
   claim(sequence: Sequence, { blocks }: PrefixMatch): void {
     for (const block of blocks) {
       if (this.#references[block]!++ === 0) this.#free.remove(block);
       sequence.blockTable.push(block);
     }
     sequence.numCachedBlocks = blocks.length;
-    sequence.numComputedTokens = sequence.numHitTokens = blocks.length * this.blockSize;
+    sequence.numComputedTokens = blocks.length * this.blockSize;
+    if (sequence.numPreemptions > 0) return;
+    sequence.numHitTokens = sequence.numComputedTokens;
     this.#numHitTokens += sequence.numHitTokens;
     this.#numMissTokens += sequence.tokens.length - sequence.numHitTokens;
   }

@@ -218,10 +218,14 @@ export class Scheduler {
 
   #preempt(sequence: Sequence): void {
     this.#stop(sequence);
+    this.#yieldBlocks(sequence);
+    this.#enqueue(sequence);
+  }
+
+  #yieldBlocks(sequence: Sequence): void {
     this.blocks.free(sequence, this.#submitted);
     sequence.numPreemptions++;
     this.#numPreemptions++;
-    this.#enqueue(sequence);
   }
 
   /** Takes the blocks of forked sequences that have not begun to run. Returns whether there were any. */
@@ -229,7 +233,7 @@ export class Scheduler {
     let any = false;
     for (const sequence of this.#waiting) {
       if (sequence.blockTable.length === 0) continue;
-      this.blocks.free(sequence, this.#submitted);
+      this.#yieldBlocks(sequence);
       any = true;
     }
     return any;

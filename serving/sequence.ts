@@ -44,7 +44,7 @@ export class Sequence {
   readonly blockTable: number[] = [];
   /** Leading blocks that the prefix cache knows. Kept by the block manager. */
   numCachedBlocks = 0;
-  /** Tokens that the prefix cache gave when it was last admitted. */
+  /** Tokens that the prefix cache gave when it was first admitted. */
   numHitTokens = 0;
   /** Where it is. Kept by the scheduler, as all that follows. */
   state: SequenceState = "new";
