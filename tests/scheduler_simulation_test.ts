@@ -1,13 +1,13 @@
 /**
- * The scheduler and the block manager under random traffic, without a GPU: 200,000 steps of fixed seeds; with TINYLLM_LONG=1,
- * 1,000,000 of fresh ones; from TINYLLM_TEST_SEED on where that is set.
+ * The scheduler and the block manager under random traffic, without a GPU: 1,000,000 steps of fixed seeds; with TINYLLM_LONG=1,
+ * 5,000,000 of fresh ones; from TINYLLM_TEST_SEED on where that is set.
  */
 import { assert } from "@std/assert";
 import { seededRandom } from "../kernels/random.ts";
 import { noTraffic, SimulatedTraffic } from "./simulated_traffic.ts";
 
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";
-const STEPS = LONG ? 1_000_000 : 200_000;
+const STEPS = LONG ? 5_000_000 : 1_000_000;
 
 Deno.test(`${STEPS} steps of random traffic keep the books, leak nothing, and answer as if alone`, () => {
   const counts = noTraffic();
