@@ -1,88 +1,93 @@
 /**
- * Times every kernel of the table in the shapes of real models. `deno task bench` prints, on standard error, microseconds,
- * GB/s, GFLOP/s and percent of the device's measured ceiling for each; on standard output Deno's own table, whose times are
- * those of a whole run: upload, submission, dispatch and read-back. TINYLLM_BENCH chooses cases by a part of
- * their name.
+ * Times kernels in the shapes of real models. Usage:
+ * `deno task bench:kernels [--only=matrix-vector] [--out=bench/results/FILE.jsonl]`
+ *
+ * Every case of the table of kernels, and every 4-bit matrix-vector product of the shapes that benches know. On standard error
+ * microseconds, GB/s, percent of the device's measured copy bandwidth, GFLOP/s and percent of the roofline; in `--out` a line
+ * of JSON each; on standard output Deno's own table, whose times are those of a whole run: upload, submission, dispatches and
+ * read-back. `--only` chooses entries by a part of their name.
+ *
+ * @module
  */
-import { seededRandom } from "../kernels/random.ts";
-import type { CaseCall, KernelCase } from "../kernels/spec.ts";
-import { openDevice, type Program } from "../tensor/mod.ts";
-import { compileKernel } from "../tensor/run_kernel.ts";
-import { KERNEL_CASES } from "../tests/kernel_table.ts";
+import { openDevice } from "../tensor/mod.ts";
+import { BenchArguments } from "./arguments.ts";
 import { measureCeilings } from "./ceilings.ts";
+import { costOf, type Entry, kernelEntries, type OpenEntry } from "./kernel_entries.ts";
+import { type Result, Results } from "./result.ts";
+import { formatNumber as show } from "./table.ts";
 import { finish, timeProgram } from "./timing.ts";
 
-/** One shape of one case. */
-interface Entry {
-  readonly name: string;
-  readonly kernelCase: KernelCase<unknown>;
-  readonly make: (random: ReturnType<typeof seededRandom>) => CaseCall<unknown>;
+/** What was measured of an entry. */
+interface KernelResult extends Result {
+  readonly kernel: string;
+  readonly microseconds: number;
+  /** Bytes that have to move. */
+  readonly bytes: number;
+  readonly flops: number;
+  readonly bytesPerSecond: number;
+  readonly flopsPerSecond: number;
+  /** Bytes a second that the device copies. */
+  readonly copyBytesPerSecond: number;
+  /** Bytes a second, as a share of that. */
+  readonly memoryShare: number;
+  /** The least time that bytes and operations take at the device's measured rates, as a share of the time taken. */
+  readonly roofline: number;
 }
 
-const wanted = Deno.env.get("TINYLLM_BENCH") ?? "";
+const flags = new BenchArguments(Deno.args), only = flags.text("only", ""), out = flags.text("out");
+flags.check([]);
 const device = await openDevice();
 globalThis.addEventListener("unload", () => device.close());
-
-const entries = KERNEL_CASES.flatMap((kernelCase) =>
-  Object.entries(kernelCase.bench ?? {}).map(([label, make]): Entry => {
-    return { name: `${kernelCase.name}: ${label}`, kernelCase, make };
-  })
-).filter(({ name }) => name.includes(wanted) && !(device.caps.cpu && name.includes(": 7B")));
-
-const NAME_WIDTH = Math.max(...entries.map(({ name }) => name.length), 0);
+const entries = kernelEntries(device.caps.cpu).filter(({ name }) => name.includes(only));
+if (entries.length === 0) throw new Error(`--only=${only}: no kernel's name has that part`);
 const ceilings = await measureCeilings(device);
+const results = new Results<KernelResult>("kernels", device.info.description, Deno.args, out, () => {});
+
+const NAME_WIDTH = Math.max(...entries.map(({ name }) => name.length));
 
 /** Deno collects what benches log; this goes past it. */
-function print(line: string): void {
-  Deno.stderr.writeSync(new TextEncoder().encode(`${line}\n`));
+function print(name: string, cells: readonly string[]): void {
+  const line = `${name.padEnd(NAME_WIDTH)} ${cells.map((cell) => cell.padStart(11)).join("")}\n`;
+  Deno.stderr.writeSync(new TextEncoder().encode(line));
 }
 
-function printHeader(): void {
-  const { bytesPerSecond, flopsPerSecond } = ceilings;
-  const how = device.caps.timestamps ? "the GPU's timestamps" : "the clock";
-  print(
-    `${device.info.description || device.info.device}: ${(bytesPerSecond / 1e9).toFixed(1)} GB/s copied, ` +
-      `${(flopsPerSecond / 1e9).toFixed(1)} GFLOP/s of f32 multiply-adds; times by ${how}\n` +
-      `${"".padEnd(NAME_WIDTH)} ${["us", "GB/s", "GFLOP/s", "ceiling"].map((head) => head.padStart(10)).join("")}`,
-  );
-}
-
-function printRow(name: string, program: Program, microseconds: number): void {
-  const { bytes, flops } = program.dispatches.map(({ cost }) => cost).reduce((a, b) => ({
-    bytes: a.bytes + b.bytes,
-    flops: a.flops + b.flops,
-  }));
-  const seconds = microseconds / 1e6;
+function measured(name: string, entry: OpenEntry, microseconds: number): Omit<KernelResult, keyof Result> {
+  const { bytes, flops } = costOf(entry), seconds = microseconds / 1e6;
   const least = Math.max(bytes / ceilings.bytesPerSecond, flops / ceilings.flopsPerSecond);
-  const cells = [
-    microseconds.toFixed(1),
-    (bytes / seconds / 1e9).toFixed(2),
-    (flops / seconds / 1e9).toFixed(2),
-    `${(100 * least / seconds).toFixed(0)}%`,
-  ];
-  print(`${name.padEnd(NAME_WIDTH)} ${cells.map((cell) => cell.padStart(10)).join("")}`);
+  return {
+    ...{ kernel: name, microseconds, bytes, flops, bytesPerSecond: bytes / seconds, flopsPerSecond: flops / seconds },
+    ...{ copyBytesPerSecond: ceilings.bytesPerSecond, memoryShare: bytes / seconds / ceilings.bytesPerSecond },
+    roofline: least / seconds,
+  };
 }
 
-/** The program of the entry that is being timed; one at a time, since large weights do not all fit. */
-let current: { readonly name: string; readonly program: Program; release(): void } | undefined;
+/** The entry that is being timed. */
+let current: { readonly name: string; readonly entry: OpenEntry } | undefined;
 
-/** Compiles an entry and prints its row when it is first asked for. */
-async function programOf({ name, kernelCase, make }: Entry): Promise<Program> {
-  if (current?.name === name) return current.program;
-  current?.release();
-  current = { name, ...compileKernel(device, kernelCase.kernel, make(seededRandom(1))) };
-  printRow(name, current.program, (await timeProgram(device, current.program)).microseconds);
-  return current.program;
+/** Opens an entry, and times it when it is first asked for. */
+async function openEntry({ name, open }: Entry): Promise<OpenEntry> {
+  if (current?.name === name) return current.entry;
+  current?.entry.release();
+  const entry = open(device), { program, copies } = entry;
+  current = { name, entry };
+  const { microseconds, bytesPerSecond, memoryShare, flopsPerSecond, roofline } = results.add(
+    measured(name, entry, (await timeProgram(device, program)).microseconds / copies),
+  );
+  const percent = (share: number): string => `${(100 * share).toFixed(0)}%`;
+  const rates = [show(bytesPerSecond / 1e9), percent(memoryShare), show(flopsPerSecond / 1e9), percent(roofline)];
+  print(name, [show(microseconds), ...rates]);
+  return entry;
 }
 
-printHeader();
+print(`${device.info.description}: ${show(ceilings.bytesPerSecond / 1e9)} GB/s copied`, []);
+print("", ["us", "GB/s", "of copying", "GFLOP/s", "roofline"]);
 for (const entry of entries) {
   Deno.bench({
     name: entry.name,
     n: 10,
     warmup: 1,
     async fn(bench) {
-      const program = await programOf(entry);
+      const { program } = await openEntry(entry);
       bench.start();
       program.run();
       await finish(device);

@@ -22,19 +22,22 @@ export class Results<T extends Result> {
   readonly all: T[] = [];
   readonly #head: Result;
   readonly #path: string | undefined;
+  readonly #print: (line: string) => void;
 
-  /** @param path A file that lines are added to, besides standard output. */
-  constructor(bench: string, device: string, args: readonly string[], path?: string) {
-    const command = `deno task bench:${bench}${args.map((arg) => ` ${arg}`).join("")}`;
+  /** @param path A file that lines are added to as well. @param print Takes each line: standard output, unless given. */
+  constructor(bench: string, device: string, args: readonly string[], path?: string, print = console.log) {
+    const quoted = args.map((arg) => / /.test(arg) ? ` "${arg}"` : ` ${arg}`);
+    const command = `deno task bench:${bench}${quoted.join("")}`;
     this.#head = { bench, device, date: new Date().toISOString().slice(0, 19) + "Z", command };
     this.#path = path;
+    this.#print = print;
   }
 
   /** Takes a result: a line of JSON at once, so that a run that is cut off keeps what it has. */
   add(measured: Omit<T, keyof Result>): T {
     const result = { ...this.#head, ...measured } as T;
     const line = JSON.stringify(result, rounded);
-    console.log(line);
+    this.#print(line);
     if (this.#path !== undefined) Deno.writeTextFileSync(this.#path, `${line}\n`, { append: true });
     this.all.push(result);
     return result;
