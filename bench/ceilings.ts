@@ -1,11 +1,11 @@
 /**
- * What a device can do at most, measured: the rate at which it copies memory and the rate of f32 multiply-adds. Every
- * kernel's time is held against these. Measured rather than looked up: a specification says what a chip can do, not
- * what a shader reaches on it.
+ * What a device can do at most, measured: the rate at which it copies memory, the rate of f32 multiply-adds, and that of the
+ * products of four 8-bit integers that quantised weights are multiplied by. Every kernel's time is held against these. Measured
+ * rather than looked up: a specification says what a chip can do, not what a shader reaches on it.
  *
  * @module
  */
-import type { Device, Kernel } from "../tensor/mod.ts";
+import type { Device, DispatchInfo, Kernel } from "../tensor/mod.ts";
 import { buffer, compile, kernelNode, Storage } from "../tensor/mod.ts";
 import { timeProgram, wallMicroseconds } from "./timing.ts";
 
@@ -15,6 +15,15 @@ export interface Ceilings {
   readonly bytesPerSecond: number;
   /** f32 operations a second, a multiply-add as two. */
   readonly flopsPerSecond: number;
+  /** Operations a second of `dot4I8Packed` with an addition: four multiply-adds, as eight. */
+  readonly integerOpsPerSecond: number;
+}
+
+/** The least seconds that a dispatch takes at these rates. Products on 8-bit activations are told by their name. */
+export function leastSeconds({ name, cost }: Pick<DispatchInfo, "name" | "cost">, ceilings: Ceilings): number {
+  const { bytesPerSecond, flopsPerSecond, integerOpsPerSecond } = ceilings;
+  const operations = cost.flops / (name.includes("int8") ? integerOpsPerSecond : flopsPerSecond);
+  return Math.max(cost.bytes / bytesPerSecond, operations);
 }
 
 /** Copies of this size leave every cache: 50 MB on an H100, as much on a server's CPU. */
@@ -26,30 +35,44 @@ const STEPS = 4096;
 const UNROLLED = 4;
 const WORKGROUP = 64;
 
-/** `chain = chain * factor + chain0` over and over; one value is stored, so that nothing can be left out. */
-const multiplyAdds: Kernel<{ invocations: number }> = {
-  name: "multiply_adds",
-  infer: (_inputs, { invocations }) => [{ dtype: "f32", shape: [invocations] }],
-  wgsl() {
-    const chains = Array.from({ length: CHAINS }, (_, i) => i);
-    const step = chains.map((i) => `chain${i} = fma(chain${i}, factor, start);`).join(" ");
-    return {
+/** A loop of `chain = f(chain)` over some chains; one value is stored, so that nothing can be left out. */
+function chainsKernel(
+  name: string,
+  { start, step, sum }: { start: string; step: (chain: string) => string; sum: (chains: string) => string },
+  operations: number,
+): Kernel<{ invocations: number }> {
+  const chains = Array.from({ length: CHAINS }, (_, i) => `chain${i}`);
+  const body = chains.map((chain) => `${chain} = ${step(chain)};`).join(" ");
+  return {
+    name,
+    infer: (_inputs, { invocations }) => [{ dtype: "f32", shape: [invocations] }],
+    wgsl: () => ({
       inputs: [{ name: "x" }],
       outputs: [{ name: "y" }],
       workgroupSize: [WORKGROUP, 1, 1],
-      main: `  let start = vec4f(x(0u));
-  let factor = vec4f(x(1u));
-${chains.map((i) => `  var chain${i} = start * ${i}.5;`).join("\n")}
+      main: `${start}
+${chains.map((chain, i) => `  var ${chain} = start * ${i + 1};`).join("\n")}
   for (var step = 0u; step < ${STEPS / UNROLLED}u; step++) {
-${`    ${step}\n`.repeat(UNROLLED)}  }
-  let sum = ${chains.map((i) => `chain${i}`).join(" + ")};
-  store_y(global.x, sum.x + sum.y + sum.z + sum.w);`,
-    };
-  },
-  grid: ({ params }) => [params.invocations / WORKGROUP, 1, 1],
-  reference: ({ params }) => [new Float64Array(params.invocations)],
-  cost: ({ params }) => ({ flops: params.invocations * STEPS * CHAINS * 4 * 2, bytes: 4 * params.invocations }),
-};
+${`    ${body}\n`.repeat(UNROLLED)}  }
+  store_y(global.x, ${sum(chains.join(" + "))});`,
+    }),
+    grid: ({ params }) => [params.invocations / WORKGROUP, 1, 1],
+    reference: ({ params }) => [new Float64Array(params.invocations)],
+    cost: ({ params }) => ({ flops: params.invocations * STEPS * CHAINS * operations, bytes: 4 * params.invocations }),
+  };
+}
+
+const multiplyAdds = chainsKernel("multiply_adds", {
+  start: "  let start = vec4f(x(0u));\n  let factor = vec4f(x(1u));",
+  step: (chain) => `fma(${chain}, factor, start)`,
+  sum: (chains) => `dot(${chains}, vec4f(1.0))`,
+}, 8);
+
+const integerProducts = chainsKernel("integer_products", {
+  start: "  let start = bitcast<i32>(x(0u));\n  let factor = bitcast<u32>(x(1u));",
+  step: (chain) => `dot4I8Packed(bitcast<u32>(${chain}), factor) + start`,
+  sum: (chains) => `f32(${chains})`,
+}, 8);
 
 /** vec4s that an invocation copies. */
 const PIECES = 8;
@@ -92,16 +115,20 @@ async function copyRate(device: Device): Promise<number> {
   return 2 * bytes / microseconds * 1e6;
 }
 
-async function multiplyAddRate(device: Device): Promise<number> {
+async function operationRate(device: Device, kernel: Kernel<{ invocations: number }>): Promise<number> {
   const invocations = device.caps.cpu ? 1024 : 1 << 20;
   const numbers = new Storage("f32", [2], new Float32Array([1e-3, 0.5]), "factors");
-  using program = compile(device, () => kernelNode(multiplyAdds, [buffer(numbers)], { invocations }));
+  using program = compile(device, () => kernelNode(kernel, [buffer(numbers)], { invocations }));
   const { microseconds } = await timeProgram(device, program);
   numbers.release();
   return program.dispatches[0]!.cost.flops / microseconds * 1e6;
 }
 
-/** Measures both rates, in about a second. */
+/** Measures all rates, in about a second. */
 export async function measureCeilings(device: Device): Promise<Ceilings> {
-  return { bytesPerSecond: await copyRate(device), flopsPerSecond: await multiplyAddRate(device) };
+  return {
+    bytesPerSecond: await copyRate(device),
+    flopsPerSecond: await operationRate(device, multiplyAdds),
+    integerOpsPerSecond: await operationRate(device, integerProducts),
+  };
 }

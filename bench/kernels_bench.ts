@@ -3,7 +3,7 @@
  * `deno task bench:kernels [--only=matrix-vector] [--out=bench/results/FILE.jsonl]`
  *
  * Every case of the table of kernels, and every 4-bit matrix-vector product of the shapes that benches know. On standard error
- * microseconds, GB/s, percent of the device's measured copy bandwidth, GFLOP/s and percent of the roofline; in `--out` a line
+ * microseconds, GB/s, percent of the device's measured copy bandwidth, GFLOP/s (or integer operations) and percent of the roofline; in `--out` a line
  * of JSON each; on standard output Deno's own table, whose times are those of a whole run: upload, submission, dispatches and
  * read-back. `--only` chooses entries by a part of their name.
  *
@@ -11,7 +11,7 @@
  */
 import { openDevice } from "../tensor/mod.ts";
 import { BenchArguments } from "./arguments.ts";
-import { measureCeilings } from "./ceilings.ts";
+import { leastSeconds, measureCeilings } from "./ceilings.ts";
 import { costOf, type Entry, kernelEntries, type OpenEntry } from "./kernel_entries.ts";
 import { type Result, Results } from "./result.ts";
 import { formatNumber as show } from "./table.ts";
@@ -51,13 +51,17 @@ function print(name: string, cells: readonly string[]): void {
   Deno.stderr.writeSync(new TextEncoder().encode(line));
 }
 
+/** The least seconds of one of an entry's copies. */
+function leastOf({ program, copies }: OpenEntry): number {
+  return program.dispatches.reduce((sum, dispatch) => sum + leastSeconds(dispatch, ceilings), 0) / copies;
+}
+
 function measured(name: string, entry: OpenEntry, microseconds: number): Omit<KernelResult, keyof Result> {
   const { bytes, flops } = costOf(entry), seconds = microseconds / 1e6;
-  const least = Math.max(bytes / ceilings.bytesPerSecond, flops / ceilings.flopsPerSecond);
   return {
     ...{ kernel: name, microseconds, bytes, flops, bytesPerSecond: bytes / seconds, flopsPerSecond: flops / seconds },
     ...{ copyBytesPerSecond: ceilings.bytesPerSecond, memoryShare: bytes / seconds / ceilings.bytesPerSecond },
-    roofline: least / seconds,
+    roofline: leastOf(entry) / seconds,
   };
 }
 

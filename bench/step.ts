@@ -8,8 +8,8 @@ import { greedy } from "../kernels/argmax.ts";
 import { batchInputs, type BatchValues } from "../model/batch.ts";
 import { forward, type Precision } from "../model/decoder.ts";
 import { KvCache } from "../model/kv_cache.ts";
-import { compile, type Device, type DispatchInfo, type Program } from "../tensor/mod.ts";
-import type { Ceilings } from "./ceilings.ts";
+import { compile, type Device, type Program } from "../tensor/mod.ts";
+import { type Ceilings, leastSeconds } from "./ceilings.ts";
 import { randomDecoder } from "./random_model.ts";
 import type { Result } from "./result.ts";
 import { type RoleTime, timeByRole } from "./roles.ts";
@@ -54,7 +54,7 @@ export interface StepResult extends Result, StepOptions {
   readonly weightBytes: number;
   /** Weights read a second, ahead. */
   readonly bytesPerSecond: number;
-  /** What the step would take at the device's measured rates of memory and of multiply-adds, as a share of what it takes. */
+  /** What the step would take at the device's measured rates of memory and of operations, as a share of what it takes. */
   readonly roofline: number;
   /** GPU time by what dispatches are for, by timestamps; each dispatch in a pass of its own. Where a profile was asked for. */
   readonly roles?: readonly RoleTime[];
@@ -104,10 +104,8 @@ async function timeAhead(program: Program, values: BatchValues, steps: number): 
 }
 
 /** What a step takes at the least, by its dispatches' costs, in milliseconds. */
-function leastMilliseconds(program: Program, { bytesPerSecond, flopsPerSecond }: Ceilings): number {
-  const least = ({ cost: { bytes, flops } }: DispatchInfo): number =>
-    Math.max(bytes / bytesPerSecond, flops / flopsPerSecond);
-  return 1000 * program.dispatches.reduce((sum, dispatch) => sum + least(dispatch), 0);
+function leastMilliseconds(program: Program, ceilings: Ceilings): number {
+  return 1000 * program.dispatches.reduce((sum, dispatch) => sum + leastSeconds(dispatch, ceilings), 0);
 }
 
 /** The figures of a program on its own. */
