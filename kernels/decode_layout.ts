@@ -6,7 +6,7 @@
  */
 import { maxOf } from "../tensor/dim.ts";
 import type { Caps, KernelCall } from "../tensor/kernel.ts";
-import { sizesOf, TILE } from "./attention_layout.ts";
+import { mostJoinedTiles, sizesOf, TILE } from "./attention_layout.ts";
 import { repeat } from "./unroll.ts";
 
 /** Parameters of split attention. The optional ones are chosen by device and batch, and change speed, never results. */
@@ -50,7 +50,8 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
   const { rows, heads, kvHeads, headDim, maxBlocks } = sizesOf(call), group = heads / kvHeads, { params } = call;
   // Few rows leave processors without work: smaller shares then, though each reads the keys of its own. Figures: an H100.
   const few = maxOf(rows) * kvHeads <= 16,
-    joined = caps.joinedLanes !== undefined && maxBlocks * params.blockSize <= 1024;
+    joined = caps.joinedLanes !== undefined &&
+      maxBlocks * params.blockSize <= mostJoinedTiles * TILE;
   const most = params.headsPerShare ?? (!few ? 8 : joined && maxOf(rows) > 4 ? 2 : 1);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   const width = params.width ?? (few ? 2 : 4);

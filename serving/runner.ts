@@ -101,8 +101,8 @@ interface Captured {
 /** Most sequences of a step, and the widest model, whose dispatches are so short that joining them is faster. */
 const MOST_JOINED = { sequences: 8, hiddenSize: 2048 } as const;
 
-/** Steps after which a program's dispatches are joined: compiling them anew would delay the first token. */
-const JOINED_AFTER = 4;
+/** Steps after which a program's dispatches are joined: that stops the engine for a second, which a few saved tokens are not worth. */
+const JOINED_AFTER = 2048;
 
 /** A forward pass with its programs. The blocks of the sequences are the caller's to take and free. */
 export class Runner {
@@ -249,6 +249,11 @@ export class Runner {
       }
     }
     this.#copyProgram();
+    await this.join();
+  }
+
+  /** Joins the dispatches of short programs compiled so far, where that makes them faster. Takes a second or two. */
+  async join(): Promise<void> {
     for (const captured of this.#captured.values()) {
       if (captured.short && captured.steps < JOINED_AFTER) await captured.program.join();
       captured.steps = Math.max(captured.steps, JOINED_AFTER);

@@ -48,7 +48,7 @@ export const COUNTER_WORDS = 8;
 export const MOST_BARRIERS = 16;
 
 /** Polls after which a wait is given up: about a second, and some ten milliseconds in a trial. */
-const POLLS = 1 << 21, TRIAL_POLLS = 1 << 16;
+const POLLS = 1 << 21, TRIAL_POLLS = 1 << 15;
 
 /** A name that is bound, and what it is bound to. */
 interface Bound extends JoinedBinding {
@@ -184,7 +184,7 @@ fn wait(barrier: u32, lane: u32) {
       polls++;
     }
     beyond = arrived - ${workgroups}u;
-    if (polls == most_polls) {
+    if (arrived < ${workgroups}u) {
       most_polls = 0u;
       atomicStore(&health[verdict], 1u);
     }

@@ -2,7 +2,7 @@
  * Joined dispatches against the same ones apart. The device here runs one workgroup after another, so that joined dispatches
  * have one workgroup, which does the work of all; on a GPU they have as many as it keeps resident.
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { greedy } from "../kernels/argmax.ts";
 import { randomDecoder } from "../bench/random_model.ts";
 import { batchInputs } from "../model/batch.ts";
@@ -90,3 +90,21 @@ for (const most of [1, 2, 8]) {
     }
   });
 }
+
+Deno.test("what cannot be resident at once is not joined, and results that no one can trust are refused", async () => {
+  const device = await openAsGpu(), weights = randomDecoder(device, config, CONTEXT);
+  const cache = new KvCache(device, config, { numBlocks: CONTEXT / BLOCK, blockSize: BLOCK, dtype: "f16" });
+  const limits = { maxTokens: 1, maxSequences: 1, maxLogitRows: 1, maxBlocks: CONTEXT / BLOCK, decode: true };
+  using program = compile(device, () => {
+    const logits = forward(weights, config, batchInputs(limits), cache, "fast");
+    return [logits, greedy(logits).token];
+  }, { join: true });
+  const apart = await results(program, 1, 1), { dispatchCount } = program;
+  // llvmpipe runs one workgroup after another, a GPU never so many at once.
+  assertEquals(await program.join([/llvmpipe/.test(device.info.description) ? 64 : 65535]), false);
+  assertEquals(program.dispatchCount, dispatchCount);
+  assertEquals(await results(program, 1, 1), apart);
+  device.gpu.queue.writeBuffer(device.health.buffer, 0, Uint32Array.of(1));
+  await assertRejects(() => results(program, 1, 1), Error, "waited in vain");
+  device.close();
+});
