@@ -63,7 +63,13 @@ function logitsOf({ scheduled }: ScheduledStep): Promise<Float32Array<ArrayBuffe
 
 function setUp(numBlocks = 32, maxSteps = 1): { runner: CountingRunner; engine: Engine } {
   const runner = new CountingRunner(), limits = { maxNumSeqs: 3, maxNumBatchedTokens: 16, contextLength: CONTEXT };
-  return { runner, engine: new Engine({ runner, numBlocks, blockSize: 4, maxSteps, prefixCache: false, ...limits }) };
+  const engine = new Engine({ runner, numBlocks, blockSize: 4, maxSteps, prefixCache: false, ...limits });
+  const step = engine.step.bind(engine);
+  engine.step = async () => {
+    await step();
+    engine.scheduler.assertConsistent();
+  };
+  return { runner, engine };
 }
 
 let requests = 0;
@@ -103,7 +109,7 @@ async function ask(
 async function assertIdle(engine: Engine): Promise<void> {
   await engine.idle();
   const { blocks } = engine.scheduler;
-  blocks.assertConsistent([]);
+  engine.scheduler.assertConsistent();
   assertEquals([engine.numRequests, blocks.numFreeBlocks], [0, blocks.numBlocks]);
 }
 

@@ -19,7 +19,7 @@
 import { BlockManager } from "./block_manager.ts";
 import { RequestError } from "./request_error.ts";
 import { type ScheduledStep, StepBuilder } from "./scheduled_step.ts";
-import type { Sequence, Task } from "./sequence.ts";
+import type { Sequence, SequenceState, Task } from "./sequence.ts";
 import { goesBefore, WaitingQueue } from "./waiting_queue.ts";
 
 /** Who goes first: who came first, or who has the lower priority number, and of those who came first. */
@@ -155,6 +155,27 @@ export class Scheduler {
     this.#forks.clear();
     this.#slots = slots(this.#options.maxNumSeqs);
     this.blocks.reset();
+  }
+
+  /**
+   * Proves that the bookkeeping holds: each sequence is in one place and says so, no more run than may, and the blocks are as
+   * {@linkcode BlockManager.assertConsistent} wants them.
+   */
+  assertConsistent(): void {
+    const { maxNumSeqs } = this.#options, all = new Set<Sequence>();
+    const place = (sequences: Iterable<Sequence>, state: SequenceState): void => {
+      for (const sequence of sequences) {
+        if (all.has(sequence)) throw new Error("A sequence is in two places");
+        if (sequence.state !== state) throw new Error(`A sequence that is ${state} says that it is ${sequence.state}`);
+        all.add(sequence);
+      }
+    };
+    if (this.#running.length > maxNumSeqs) throw new Error(`${this.#running.length} of ${maxNumSeqs} sequences run`);
+    place(this.#running, "running");
+    place(this.#scoring, "running");
+    place(this.#waiting, "waiting");
+    for (const children of this.#forks.values()) place(children, "waiting");
+    this.blocks.assertConsistent(all);
   }
 
   /**

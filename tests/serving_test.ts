@@ -15,13 +15,16 @@ type Story = LoadedModel<Engine>;
 
 const BLOCK = 16;
 
+/** The books are proved after each step. */
 async function storyModel(options: EngineLoadOptions = {}): Promise<Story> {
-  return await load(await openNamed(undefined, {}), {
-    maxSteps: 4,
-    contextLength: 256,
-    precision: "exact",
-    ...options,
-  });
+  const defaults = { maxSteps: 4, contextLength: 256, precision: "exact" } as const;
+  const model = await load(await openNamed(undefined, {}), { ...defaults, ...options });
+  const { engine } = model, step = engine.step.bind(engine);
+  engine.step = async () => {
+    await step();
+    engine.scheduler.assertConsistent();
+  };
+  return model;
 }
 
 /** Memory of so many blocks of keys and values. */
@@ -59,7 +62,7 @@ async function together(model: Story, requests: readonly GenerateOptions[]): Pro
 async function assertIdle({ engine }: Story): Promise<void> {
   await engine.idle();
   const pool = engine.scheduler.blocks;
-  pool.assertConsistent([]);
+  engine.scheduler.assertConsistent();
   assertEquals([engine.numRequests, pool.numFreeBlocks], [0, pool.numBlocks]);
 }
 

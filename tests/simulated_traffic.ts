@@ -198,7 +198,7 @@ export class SimulatedTraffic {
     this.#counts.steps++;
     this.#counts.copies += step.copies.length;
     this.#counts.mostInFlight = Math.max(this.#counts.mostInFlight, this.#unread.length + this.#unretired.length);
-    this.#prove();
+    this.#scheduler.assertConsistent();
   }
 
   /** Nobody who runs is left out for want of budget, slots are apart, and who came first was admitted first. */
