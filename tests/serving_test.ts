@@ -58,6 +58,15 @@ async function together(model: Story, requests: readonly GenerateOptions[]): Pro
   return (await Promise.all(requests.map((each) => model.complete(each)))).map(answer);
 }
 
+/** Calls `act` after each of an engine's steps, until it says that it is done. */
+function afterSteps({ engine }: Story, act: () => boolean): void {
+  const step = engine.step;
+  engine.step = async () => {
+    await step();
+    if (act()) engine.step = step;
+  };
+}
+
 /** Nothing runs, and no block is lost. */
 async function assertIdle({ engine }: Story): Promise<void> {
   await engine.idle();
@@ -128,12 +137,18 @@ Deno.test("joining and leaving", async (t) => {
       }
       return count;
     })();
-    const prefill = new AbortController();
+    const prefill = new AbortController(), before = model.stats().promptTokens;
+    const computed = (): number => model.stats().promptTokens - before;
     const long = model.complete(request(prompt(220, 8), 10, { signal: prefill.signal }));
-    setTimeout(() => prefill.abort(), 30);
+    // Only what is more than the prompts of the others (5, 60 and 3 tokens) is of the long one.
+    afterSteps(model, () => {
+      if (computed() > 68) prefill.abort();
+      return prefill.signal.aborted;
+    });
     const { tokens, finishReason } = await waiting;
     assertEquals([tokens, finishReason], [[], "abort"]);
     assertEquals((await long).finishReason, "abort");
+    assert(computed() > 68 && computed() < 68 + 220, `${computed()} tokens of prompts are computed`);
     assert(await decoding < 30);
     for await (const _ of model.generate(request(prompt(3, 9), 50))) break;
     assertEquals(await answers, expected);
@@ -150,6 +165,19 @@ Deno.test("joining and leaving", async (t) => {
     assertEquals(samples!.map((sample) => sample.logprobs), [first!.logprobs, second!.logprobs, third!.logprobs]);
     assertEquals(usage, { promptTokens: 37, completionTokens: 24, cachedTokens: 0 });
     assert(model.stats().promptTokens - before <= 37 + 2, "the prompt is computed once, but for its last token");
+    await assertIdle(model);
+  });
+
+  await t.step("aborting samples while their prompt is computed", async () => {
+    const controller = new AbortController(), { signal } = controller, before = model.stats().promptTokens;
+    afterSteps(model, () => {
+      assertEquals([model.stats().running, model.stats().waiting], [1, 2]);
+      controller.abort();
+      return true;
+    });
+    const { samples } = await model.complete(request(prompt(150, 12), 8, { n: 3, signal }));
+    assertEquals(samples!.map(({ tokens, finishReason }) => [tokens, finishReason]), Array(3).fill([[], "abort"]));
+    assert(model.stats().promptTokens - before < 150);
     await assertIdle(model);
   });
 
@@ -190,6 +218,27 @@ Deno.test("memory that runs out", async (t) => {
     await assertIdle(model);
   });
 
+  await t.step("aborting one that has yielded, and waits to be computed anew", async () => {
+    await using model = await storyModel({ ...SMALL, kvMemory: blocks(9, reference) });
+    const controller = new AbortController();
+    const requests = [20, 25, 12].map((length, i) => request(prompt(length, i + 24), 60 + 5 * i));
+    afterSteps(model, () => {
+      const { preemptions, waiting } = model.stats();
+      if (preemptions === 0) return false;
+      assertEquals([preemptions, waiting], [1, 1]);
+      controller.abort();
+      return true;
+    });
+    // The last to come is the first to yield.
+    const answers = together(model, requests.slice(0, 2));
+    const youngest = await model.complete({ ...requests[2]!, signal: controller.signal });
+    const expected = await alone(reference, requests);
+    assertEquals([youngest.finishReason, youngest.tokens.length > 0], ["abort", true]);
+    assertEquals(youngest.tokens, expected[2]!.tokens.slice(0, youngest.tokens.length));
+    assertEquals(await answers, expected.slice(0, 2));
+    await assertIdle(model);
+  });
+
   await t.step("a request that outgrows the pool is refused with the numbers, at once", async () => {
     await using model = await storyModel({ ...SMALL, kvMemory: blocks(4, reference) });
     const running = model.complete(request(prompt(5, 30), 10));
@@ -214,7 +263,7 @@ Deno.test("memory that runs out", async (t) => {
     await model.complete(request(prompt(150, 41), 2));
     const third = await model.complete(requests[2]!);
     assertEquals(answer(third), expected[2]);
-    assert(third.usage.cachedTokens < 80, `${third.usage.cachedTokens} tokens are still cached`);
+    assertEquals(third.usage.cachedTokens, 32, "its first two blocks are still there");
     const salted = await model.complete({ ...requests[2]!, cacheSalt: "mine" });
     assertEquals([answer(salted), salted.usage.cachedTokens], [expected[2], 0]);
     await assertIdle(model);
