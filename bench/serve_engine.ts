@@ -27,10 +27,11 @@ export interface BenchEngineOptions {
 /** Tokens of a block. */
 export const BLOCK = 16;
 
-/** An engine, and what compiles every program that it can need. */
+/** An engine, what compiles every program that it can need, and what joins the dispatches of those that it has compiled. */
 export interface BenchEngine {
   readonly engine: EngineClient;
   readonly warmUp: () => Promise<void>;
+  readonly join: () => Promise<void>;
 }
 
 /** An engine that owns its weights and pool; closing it frees them. */
@@ -44,5 +45,5 @@ export function openBenchEngine(device: Device, options: BenchEngineOptions): Be
   const { engine, runner } = makeEngine(parts, { precision, prefixCache }, () => {
     [runner, cache, weights].forEach((held) => "dispose" in held ? held.dispose() : held.release());
   });
-  return { engine, warmUp: () => runner.warmUp(["greedy"]) };
+  return { engine, warmUp: () => runner.warmUp(["greedy"]), join: () => runner.join() };
 }

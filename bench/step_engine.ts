@@ -20,13 +20,18 @@ const TAIL = 16;
 
 type EngineFigures = Pick<StepResult, "tokensPerSecond" | "stepMs" | "step" | "schedulingMs">;
 
-/** Times decoding: all sequences at once, their contexts `context` tokens long in the middle of what is timed. */
+/**
+ * Times decoding: all sequences at once, their contexts `context` tokens long in the middle of what is timed. Dispatches are joined
+ * before, as in an engine that is warm.
+ */
 export async function decodeOnEngine(device: Device, options: StepOptions): Promise<EngineFigures> {
   const { batch, context, steps } = options;
   // Whoever is read first decodes while the others are read; then a quarter of the steps warms clocks up.
   const before = Math.ceil(batch * context / STEP_TOKENS) + (steps >> 2), maxTokens = before + steps + TAIL;
   const length = Math.max(1, context - before - (steps >> 1));
-  return await withEngine(device, options, length + maxTokens, async (prompt, run) => {
+  return await withEngine(device, options, length + maxTokens, async (prompt, run, join) => {
+    await Promise.all(Array.from({ length: batch }, () => run(prompt(length), 32)));
+    await join();
     const traces = await Promise.all(Array.from({ length: batch }, () => run(prompt(length), maxTokens)));
     const late = traces.map(({ arrived, outputs }): Trace => ({ arrived, outputs: middleOf(outputs, steps) }));
     const { tokensPerSecond } = steadyRate(late);
@@ -63,6 +68,7 @@ function middleOf(outputs: Trace["outputs"], steps: number): Trace["outputs"] {
 type Measure = (
   prompt: (length: number) => number[],
   run: (prompt: readonly number[], maxTokens: number) => Promise<Trace>,
+  join: () => Promise<void>,
 ) => Promise<Omit<EngineFigures, "schedulingMs">>;
 
 async function withEngine(
@@ -71,7 +77,7 @@ async function withEngine(
   contextLength: number,
   measure: Measure,
 ): Promise<EngineFigures> {
-  const { engine } = openBenchEngine(device, {
+  const { engine, join } = openBenchEngine(device, {
     ...{ shape, precision, contextLength, maxNumSeqs: batch, maxNumBatchedTokens: Math.max(STEP_TOKENS, batch) },
     ...{ poolTokens: batch * (contextLength + 32), prefixCache: false },
   });
@@ -80,6 +86,7 @@ async function withEngine(
     const figures = await measure(
       (length) => randomPrompt(random, length, vocabSize),
       (prompt, maxTokens) => submit(engine, { prompt, maxTokens }).done,
+      join,
     );
     const { schedulingMs, steps } = engine.stats();
     return { ...figures, schedulingMs: schedulingMs / Math.max(1, steps) };

@@ -26,7 +26,7 @@ export interface LookAheadOptions {
 }
 
 /** A run lasts about so many milliseconds: a read costs 0.1 ms, and tokens are not to come in lumps. */
-const RUN_MS = 8;
+const RUN_MS = 12;
 
 /** Submits steps in runs and reads them in order. */
 export class LookAhead {
