@@ -3,9 +3,9 @@
  * `deno task bench:kernels [--only=matrix-vector] [--out=bench/results/FILE.jsonl]`
  *
  * Every case of the table of kernels, and every 4-bit matrix-vector product of the shapes that benches know. On standard error
- * microseconds, GB/s, percent of the device's measured copy bandwidth, GFLOP/s (or integer operations) and percent of the roofline; in `--out` a line
- * of JSON each; on standard output Deno's own table, whose times are those of a whole run: upload, submission, dispatches and
- * read-back. `--only` chooses entries by a part of their name.
+ * microseconds, GB/s, percent of the device's measured copy bandwidth, billions of operations a second and percent of the
+ * roofline; in `--out` a line of JSON each; on standard output Deno's own table, whose times are those of a whole run: upload,
+ * submission, dispatches and read-back. `--only` chooses entries by a part of their name.
  *
  * @module
  */
@@ -84,7 +84,7 @@ async function openEntry({ name, open }: Entry): Promise<OpenEntry> {
 }
 
 print(`${device.info.description}: ${show(ceilings.bytesPerSecond / 1e9)} GB/s copied`, []);
-print("", ["us", "GB/s", "of copying", "GFLOP/s", "roofline"]);
+print("", ["us", "GB/s", "of copying", "Gop/s", "roofline"]);
 for (const entry of entries) {
   Deno.bench({
     name: entry.name,

@@ -28,13 +28,15 @@ export function decodeTable(results: readonly ServeResult[]): string {
 /** What a long prompt does; empty where there is none. */
 export function interferenceTable(results: readonly ServeResult[]): string {
   const rows = ofKind(results, "interference").map((result: InterferenceResult) => {
-    const { shape, precision, batch, promptTokens, quiet, busy, quietTokenMs, ratio, firstTokenMs } = result;
-    const figures = [quietTokenMs, quiet.p50, quiet.p99, busy.p50, busy.p99, ratio, firstTokenMs];
-    return [`${shape} ${precision}`, batch, show(promptTokens), ...figures.map(show)];
+    const { shape, precision, batch, promptTokens, firstTokenMs } = result;
+    const { quiet, busy, outputRatio, quietToken, busyToken, tokenRatio } = result;
+    const outputs = [quiet.p50, busy.p50, busy.p99, outputRatio], tokens = [quietToken.p50, busyToken.p99, tokenRatio];
+    return [`${shape} ${precision}`, batch, show(promptTokens), ...[...outputs, ...tokens, firstTokenMs].map(show)];
   });
   if (rows.length === 0) return "";
-  const head = ["interference", "running", "prompt", "ms a token", "ITL p50", "p99", "while read p50", "p99"];
-  return formatTable([...head, "p99 by p50", "TTFT ms"], rows);
+  const outputs = ["ms an output p50", "while read p50", "p99", "p99 by p50"];
+  const tokens = ["ms a token p50", "while read p99", "p99 by p50"];
+  return formatTable(["interference", "running", "prompt", ...outputs, ...tokens, "TTFT ms"], rows);
 }
 
 /** Workloads: rates, then latencies; empty where there is none. */

@@ -10,7 +10,6 @@ import type { Device } from "../tensor/mod.ts";
 import type { Result } from "./result.ts";
 import { type BenchEngineOptions, BLOCK, openBenchEngine } from "./serve_engine.ts";
 import {
-  interTokenLatencies,
   latencies,
   occupancy,
   outputTokens,
@@ -18,11 +17,10 @@ import {
   replay,
   steadyRate,
   submit,
-  timePerOutputToken,
   type Trace,
 } from "./serve_replay.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
-import { cumulative, median, summarise, type Summary } from "./statistics.ts";
+import { cumulative, summarise, type Summary } from "./statistics.ts";
 import { longestRequest, makeWorkload, randomPrompt, type WorkloadName } from "./workload.ts";
 
 /** How serving is timed. */
@@ -78,14 +76,18 @@ export interface InterferenceResult extends Result, EngineFigures {
   readonly kind: "interference";
   readonly batch: number;
   readonly promptTokens: number;
-  /** Milliseconds between outputs, before the prompt comes. */
+  /** Milliseconds between outputs, before the prompt comes. An output has the tokens of a run of steps, several mostly. */
   readonly quiet: Summary;
   /** The same while it is read. */
   readonly busy: Summary;
-  /** Milliseconds a token, before the prompt comes. */
-  readonly quietTokenMs: number;
-  /** p99 between outputs while it is read, by the median before. */
-  readonly ratio: number;
+  /** Milliseconds a token before the prompt comes: those between outputs, by the tokens of the second. */
+  readonly quietToken: Summary;
+  /** The same while it is read. */
+  readonly busyToken: Summary;
+  /** p99 between outputs while it is read, by the median before: how much longer a reader waits for what comes next. */
+  readonly outputRatio: number;
+  /** p99 a token while it is read, by the median before: how much slower tokens come. */
+  readonly tokenRatio: number;
   /** Milliseconds until the prompt's own first token. */
   readonly firstTokenMs: number;
 }
@@ -175,36 +177,45 @@ export async function timeInterference(
   const from = trace.arrived, to = trace.outputs[0]![0];
   const traces = await Promise.all(running.map(({ done }) => done));
   const decoding = Math.max(...traces.map(({ outputs }) => outputs[0]![0]));
-  const quiet = traces.map((trace) => between(trace, decoding, from));
-  const busy = traces.flatMap((trace) => gapsDuring(trace, from, to));
+  const waits = traces.flatMap(waitsOf), quiet = waits.filter(({ start, end }) => start >= decoding && end <= from);
+  const busy = waits.filter(({ start, end }) => end > from && start < to);
   return {
     kind: "interference",
     ...figures(),
     batch,
     promptTokens,
-    ...interference(quiet, busy),
+    ...compareWaits(quiet, busy),
     firstTokenMs: to - from,
   };
 }
 
-/** The outputs that came in a span of time. */
-function between({ arrived, outputs }: Trace, from: number, to: number): Trace {
-  return { arrived, outputs: outputs.filter(([at]) => at >= from && at <= to) };
+/** A wait for an output. */
+interface Wait {
+  readonly milliseconds: number;
+  /** Tokens that came at its end. */
+  readonly tokens: number;
 }
 
-/** Milliseconds between outputs, of each wait that a span of time had a part in. */
-function gapsDuring({ outputs }: Trace, from: number, to: number): number[] {
-  const waits = outputs.slice(1).map(([at], i) => [outputs[i]![0], at] as const);
-  return waits.filter(([start, end]) => end > from && start < to).map(([start, end]) => end - start);
+/** The waits of a trace. */
+function waitsOf({ outputs }: Trace): (Wait & { readonly start: number; readonly end: number })[] {
+  return outputs.slice(1).map(([end, tokens], i) => {
+    const [start] = outputs[i]!;
+    return { start, end, tokens, milliseconds: end - start };
+  });
 }
 
-function interference(
-  quietTraces: readonly Trace[],
-  busyGaps: readonly number[],
-): Pick<InterferenceResult, "quiet" | "busy" | "quietTokenMs" | "ratio"> {
-  const quiet = summarise(quietTraces.flatMap(interTokenLatencies)), busy = summarise(busyGaps);
-  const quietTokenMs = median(quietTraces.map(timePerOutputToken).filter((value) => value !== undefined));
-  return { quiet, busy, quietTokenMs, ratio: busy.p99 / quiet.p50 };
+/** What the waits before and while a prompt is read come to, by output and by token. */
+export function compareWaits(
+  quietWaits: readonly Wait[],
+  busyWaits: readonly Wait[],
+): Pick<InterferenceResult, "quiet" | "busy" | "quietToken" | "busyToken" | "outputRatio" | "tokenRatio"> {
+  const byOutput = (waits: readonly Wait[]): Summary => summarise(waits.map(({ milliseconds }) => milliseconds));
+  const byToken = (waits: readonly Wait[]): Summary =>
+    summarise(waits.flatMap(({ milliseconds, tokens }) => Array<number>(tokens).fill(milliseconds / tokens)));
+  const quiet = byOutput(quietWaits), busy = byOutput(busyWaits);
+  const quietToken = byToken(quietWaits), busyToken = byToken(busyWaits);
+  const outputRatio = busy.p99 / quiet.p50, tokenRatio = busyToken.p99 / quietToken.p50;
+  return { quiet, busy, quietToken, busyToken, outputRatio, tokenRatio };
 }
 
 /** Replays workloads, one after the other on one engine. */

@@ -3,6 +3,7 @@ import { BenchArguments } from "../bench/arguments.ts";
 import { compareResults, comparisonTable } from "../bench/compare.ts";
 import { roleOf } from "../bench/roles.ts";
 import { latencies, replay, steadyRate } from "../bench/serve_replay.ts";
+import { compareWaits } from "../bench/serve_timing.ts";
 import { shapeConfig } from "../bench/shapes.ts";
 import { cumulative, summarise } from "../bench/statistics.ts";
 import { barChart, lineChart } from "../bench/svg.ts";
@@ -67,6 +68,13 @@ Deno.test("bench: the steady rate counts from the last first token to the first 
   const { tokensPerSecond, milliseconds } = steadyRate([trace(10, 20, 30, 40, 50), trace(20, 30, 50, 60)]);
   assertEquals([Math.round(tokensPerSecond), milliseconds], [333, 30]);
   assertEquals(steadyRate([trace(10), trace(20)]).tokensPerSecond, 0);
+});
+
+Deno.test("bench: waits are compared by output and by token", () => {
+  const quiet = [{ milliseconds: 8, tokens: 8 }, { milliseconds: 8, tokens: 8 }];
+  const { outputRatio, tokenRatio, busyToken, quietToken } = compareWaits(quiet, [{ milliseconds: 16, tokens: 1 }]);
+  assertEquals([outputRatio, tokenRatio], [2, 16]);
+  assertEquals([quietToken.count, quietToken.p50, busyToken.p50], [16, 1, 16]);
 });
 
 Deno.test("bench: summaries and distributions", () => {
