@@ -18,11 +18,14 @@ export type Int8Source =
   | { readonly kind: "norm"; readonly params: RmsNormParams }
   | { readonly kind: "merge"; readonly params: MergeParams };
 
-/** Columns up to which every workgroup makes the codes of a token for itself. Longer rows are better made once. */
-const mostColumns = 2048;
-
-/** Weight rows up to which it does: workgroups beyond are too many. */
-const mostRows = 65536;
+/**
+ * Columns up to which every workgroup makes the codes of a token for itself, and the weight rows up to which it does: longer
+ * rows, or more workgroups, and they are better made once. Any of these is enough.
+ */
+const mostOwn: readonly { readonly columns: number; readonly rows: number }[] = [
+  { columns: 2048, rows: 65536 },
+  { columns: 4096, rows: 8192 },
+];
 
 /** Tiles up to which partial results of attention are merged so: 1,024 positions. */
 const mostTiles = 8;
@@ -62,7 +65,7 @@ export function sourceOf(
   if (codes?.op !== "kernel" || maxOf(codes.shape[0]!) !== 1) return undefined;
   if (readers(codes) !== 2 || readers(scales!) !== 1) return undefined;
   const columns = 4 * (codes.shape[1] as number), rows = first!.shape[0] as number;
-  if (columns > mostColumns || rows > mostRows) return undefined;
+  if (!mostOwn.some((most) => columns <= most.columns && rows <= most.rows)) return undefined;
   const { src: inputs, kernel } = codes;
   if (kernel === rmsNormQuantise32Kernel as Kernel<unknown>) {
     return { source: { kind: "norm", params: codes.params as RmsNormParams }, inputs };

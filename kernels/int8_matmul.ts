@@ -143,7 +143,10 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
   const sized = (call: KernelCall<Int8Params>, caps: Caps): { product: Sizes; form: Int8Form } => {
     const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, source, quantise } = product;
     const maxTokens = source ? 1 : maxOf(tokens);
-    return { product, form: choose(caps, { maxTokens, rows, columns, ...(quantise && { blocks: true }) }) };
+    return {
+      product,
+      form: choose(caps, { maxTokens, rows, columns, blocks: quantise, makesCodes: source !== undefined }),
+    };
   };
   const kernel: Kernel<Int8Params> = {
     name: "int8_matmul",

@@ -58,6 +58,8 @@ export interface Int8Size {
   readonly columns: number;
   /** Whether the outputs of a workgroup have to be whole blocks of 32, two rows each: gated and stored in codes. */
   readonly blocks?: boolean;
+  /** Whether every workgroup makes the activations' codes for itself: fewer and larger ones then. */
+  readonly makesCodes?: boolean;
 }
 
 /** Sums of an invocation that slices hand on at a time: workgroup memory decides how many workgroups a processor holds. */
@@ -82,7 +84,7 @@ function servedTokens(maxTokens: number): number {
 }
 
 /** The matrix-vector form: few rows need more lanes each, or there are fewer workgroups than a GPU has processors. */
-function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm {
+function rowsForm(caps: Caps, { maxTokens, rows, columns, makesCodes = false }: Int8Size): RowsForm {
   const tokens = servedTokens(maxTokens);
   if (caps.cpu) {
     return { kind: "rows", rows: 2, tokens: Math.min(tokens, 4), lanes: 4, groups: 2, slices: 1, unroll: 1 };
@@ -91,6 +93,7 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): RowsForm 
   const most = caps.subgroups ? caps.subgroupSize : 32, wide = Math.min(32, most), narrow = Math.min(8, most);
   const long = columns >= 4096;
   if (tokens <= 2) {
+    if (makesCodes && columns >= 2048) return { ...form, rows: 4, lanes: wide, groups: 4, slices: 2, unroll: 1 };
     if (long && rows <= 8192) return { ...form, lanes: wide, groups: 1, slices: 8, unroll: 1 };
     if (columns >= 2048 && rows <= 8192) return { ...form, lanes: wide, groups: 2, slices: 2, unroll: 1 };
     if (columns >= 2048 && rows <= 65536) return { ...form, rows: 4, lanes: wide, groups: 8, slices: 4, unroll: 1 };
