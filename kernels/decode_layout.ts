@@ -55,7 +55,7 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
   const most = params.headsPerShare ?? (!few ? 8 : joined && maxOf(rows) > 4 ? 2 : 1);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   const width = params.width ?? (few ? 2 : 4);
-  const wanted = params.lanes ?? caps.joinedLanes ??
+  const wanted = params.lanes ?? (joined ? caps.joinedLanes : undefined) ??
     (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
   const lanes = Math.max(TILE, Math.min(wanted, caps.maxInvocations - caps.maxInvocations % TILE));
   const splits = lanes / TILE;

@@ -5,7 +5,7 @@
  * @module
  */
 import { SIZES_WORDS } from "./assemble.ts";
-import { type GridWord, joinDispatches, type Joined, tryBarriers } from "./chains.ts";
+import { joinDispatches, type Joined, tryBarriers } from "./chains.ts";
 import { Compiler, type Dispatch, type DispatchInfo, type InputSlot } from "./compiler.ts";
 import type { Device } from "./device.ts";
 import { elementCount, formatShape, resolveDim, type Sizes } from "./dim.ts";
@@ -48,7 +48,7 @@ export class Program {
   #dispatches: readonly Dispatch[];
   /** The dispatches, those that are joined in one. */
   #steps: readonly Step[];
-  #grids: readonly GridWord[] = [];
+  #joined: Pick<Joined, "dispatches" | "grids"> = { dispatches: [], grids: [] };
   #compiler: Compiler;
   #disposed = false;
   #sizes: Uint32Array<ArrayBuffer>;
@@ -129,13 +129,13 @@ export class Program {
     return false;
   }
 
-  #replace({ dispatches, grids }: Joined, workgroups: number): void {
+  #replace(joined: Joined, workgroups: number): void {
     const steps: Step[] = [...this.#dispatches], fixed = [workgroups, 1, 1] as const;
-    for (const { first, count, pipeline, bindGroup } of dispatches.toReversed()) {
+    for (const { first, count, pipeline, bindGroup } of joined.dispatches.toReversed()) {
       steps.splice(first, count, { pipeline, bindGroup, grid: () => fixed, fixed });
     }
     this.#steps = steps;
-    this.#grids = grids;
+    this.#joined = joined;
     this.#ahead = undefined;
   }
 
@@ -164,7 +164,7 @@ export class Program {
     const sizes = values.sizes ?? {};
     for (const [name, slot] of this.#compiler.sizeSlots) this.#sizes[slot] = sizes[name] ?? 0;
     const resolve: Resolver = (dim) => resolveDim(dim, sizes);
-    for (const { word, grid } of this.#grids) this.#sizes.set(grid(resolve).slice(0, 2), word);
+    for (const { word, grid } of this.#joined.grids) this.#sizes.set(grid(resolve).slice(0, 2), word);
     for (const slot of this.#inputs.values()) this.#fill(slot, values.inputs?.[slot.node.name]);
     for (const name of Object.keys(values.inputs ?? {})) {
       if (!this.#inputs.has(name)) throw new Error(`Cannot run: the program has no input "${name}"`);
@@ -236,8 +236,8 @@ export class Program {
   }
 
   /**
-   * A table of the dispatches: name, what was fused, shape, bytes, operations; with `microseconds` from
-   * {@linkcode Program.profile}, time and percent of the roofline.
+   * A table of the dispatches: name, what was fused, shape, bytes, operations, and which of them are joined; with
+   * `microseconds` from {@linkcode Program.profile}, time and percent of the roofline.
    */
   explain(
     options: { wgsl?: boolean; microseconds?: readonly number[]; bytesPerSecond?: number; flopsPerSecond?: number } =
@@ -251,12 +251,18 @@ export class Program {
       const timing = time === undefined
         ? ""
         : `  ${time.toFixed(1)} us${least > 0 ? ` (${(100 * least / time).toFixed(0)}%)` : ""}`;
-      const parts = fused.length > 0 ? `  [${fused.join(" ")}]` : "";
+      const parts = (fused.length > 0 ? `  [${fused.join(" ")}]` : "") + this.#joinedAs(i);
       const line = `${`${i}`.padStart(3)}  ${name.padEnd(28)} ${
         formatShape(shape).padEnd(24)
       } ${cost.bytes} B  ${cost.flops} FLOP${timing}${parts}`;
       return wgsl ? `${line}\n${info.wgsl}` : line;
     }).join("\n");
+  }
+
+  /** The joined dispatch that dispatch `index` is a part of. */
+  #joinedAs(index: number): string {
+    const at = this.#joined.dispatches.findIndex(({ first, count }) => first <= index && index < first + count);
+    return at < 0 ? "" : `  joined ${at}`;
   }
 
   /** Frees the program's memory. Storages it was compiled against stay. */
