@@ -15,8 +15,20 @@ type Line = Record<string, unknown>;
 
 /** What says that two lines measured the same. */
 const KEYS = [
-  ...["kind", "workload", "shape", "model", "precision", "batch", "tokens", "context", "promptTokens", "scale", "rate"],
-  ...["requests", "maxNumSeqs", "maxNumBatchedTokens", "cold"],
+  ...[
+    "kind",
+    "kernel",
+    "load",
+    "workload",
+    "shape",
+    "model",
+    "precision",
+    "batch",
+    "tokens",
+    "context",
+    "promptTokens",
+  ],
+  ...["scale", "rate", "requests", "maxNumSeqs", "maxNumBatchedTokens", "cold"],
 ];
 
 /** A figure: where it stands in a line, and whether more is better. */
@@ -43,6 +55,9 @@ const FIGURES: readonly Figure[] = [
   { path: "tokenRatio", better: "less" },
   { path: "firstTokenMs", better: "less" },
   { path: "schedulingMs", better: "less" },
+  { path: "meanMs", better: "less" },
+  { path: "microseconds", better: "less" },
+  { path: "readback.p50", better: "less", spread: "readback" },
   { path: "median", better: "less" },
 ];
 
@@ -110,6 +125,23 @@ function numberAt(line: Line, path: string): number | undefined {
   return typeof value === "number" ? value : undefined;
 }
 
+/** What two files of results are: devices and dates of each, and a warning where the devices differ. */
+export function comparisonHead(before: readonly Line[], after: readonly Line[]): string {
+  const of = (lines: readonly Line[], name: string): string =>
+    [...new Set(lines.map((line) => `${line[name] ?? "unknown"}`))].join(", ");
+  const span = (lines: readonly Line[]): string => {
+    const dates = lines.map(({ date }) => `${date ?? "undated"}`).sort(),
+      [first = "", last = ""] = [dates[0], dates.at(-1)];
+    return first === last ? first : `${first} to ${last}`;
+  };
+  const devices = [of(before, "device"), of(after, "device")];
+  return [
+    `before  ${devices[0]}  ${span(before)}`,
+    `after   ${devices[1]}  ${span(after)}`,
+    ...(devices[0] === devices[1] ? [] : ["The devices differ: what moved is not the code alone."]),
+  ].join("\n");
+}
+
 /** The comparison for people. */
 export function comparisonTable(comparisons: readonly Comparison[]): string {
   const sections = Map.groupBy(comparisons, ({ what }) => what);
@@ -126,9 +158,9 @@ async function main([a, b, ...more]: readonly string[]): Promise<void> {
   if (a === undefined || b === undefined || more.length > 0) {
     throw new Error("Give two files of results: bench:compare A B");
   }
-  const comparisons = compareResults(await readResults(a), await readResults(b));
+  const before = await readResults(a), after = await readResults(b), comparisons = compareResults(before, after);
   if (comparisons.length === 0) throw new Error(`Cannot compare: no line of "${b}" measured what one of "${a}" did`);
-  console.log(comparisonTable(comparisons));
+  console.log(`${comparisonHead(before, after)}\n\n${comparisonTable(comparisons)}`);
 }
 
 if (import.meta.main) await main(Deno.args);

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import anchors from "./anchors.json" with { type: "json" };
+import { anchorsOf } from "./anchors.ts";
 import { BenchArguments } from "./arguments.ts";
 import { readResults } from "./result.ts";
 import { plotServing } from "./serve_plot.ts";
@@ -23,13 +23,15 @@ export function contextPlot(results: readonly StepResult[]): string {
     const points = new Map(group.map(({ context, tokensPerSecond }) => [context, tokensPerSecond]));
     return { name, marked: true, points: [...points].sort(([a], [b]) => a - b) };
   });
-  const shapes = new Set(single.map(({ shape }) => shape as string));
   const ends = [contexts[0] ?? 1, contexts.at(-1) ?? 1] as const;
-  const comparable = single.some(({ device }) => device === anchors.device);
-  const others = anchors.figures.filter(({ model }) => comparable && shapes.has(model)).map((anchor): Series => {
-    const { engine, model, tokensPerSecond: rate } = anchor;
-    return { name: `${engine}, ${model}`, dashed: true, points: ends.map((context) => [context, rate] as const) };
-  });
+  const shapes = [...new Map(single.map((result) => [result.shape, { ...result, context: 512 }])).values()];
+  const others = shapes.flatMap((one) =>
+    anchorsOf(one).map(({ engine, tokensPerSecond }): Series => ({
+      name: `${engine}, ${one.shape}`,
+      dashed: true,
+      points: ends.map((context) => [context, tokensPerSecond] as const),
+    }))
+  );
   return lineChart({
     title: "Decoding one sequence, tokens a second",
     subtitle: subtitleOf(single) + (others.length > 0 ? "; dashed: others at a context of 512" : ""),

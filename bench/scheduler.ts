@@ -74,7 +74,7 @@ class LoadedScheduler {
     for (const { sequence, draws } of scheduled) {
       if (!draws || sequence.state === "finished") continue;
       sequence.append(sequence.length * 31 % 50_000);
-      if (sequence.numGeneratedTokens < answer - sequence.arrival % 64) continue; // they end one by one
+      if (sequence.tokens.length - sequence.numPromptTokens < answer - sequence.arrival % 64) continue; // they end one by one
       this.scheduler.finish(sequence);
       over++;
     }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { batchedAnchors } from "./anchors.ts";
 import { ofKind } from "./serve_report.ts";
 import type { ServeResult, TrafficResult } from "./serve_timing.ts";
 import { lineChart, type Series } from "./svg.ts";
@@ -27,22 +28,33 @@ export function latencyPlot(traffic: readonly TrafficResult[], latency: keyof ty
   });
 }
 
-/** Tokens a second against sequences at once, a line a shape. */
+/** Tokens a second against sequences at once, a line a shape, with what others do. */
 export function throughputPlot(results: readonly ServeResult[]): string {
   const decode = ofKind(results, "decode");
   const groups = Map.groupBy(decode, ({ shape, precision, context }) => `${shape} ${precision}, context ${context}`);
   const batches = [...new Set(decode.map(({ batch }) => batch))].sort((a, b) => a - b);
+  const shapes = [...new Map(decode.map(({ shape, device }) => [shape, device]))];
+  const others = shapes.flatMap(([shape, device]) =>
+    batchedAnchors(device, shape).map(({ engine, points }): Series => ({
+      name: `${engine}, ${shape}`,
+      dashed: true,
+      marked: true,
+      points,
+    }))
+  );
   return lineChart({
     title: "Decoding, tokens a second",
     subtitle: subtitleOf(decode),
     x: { label: "sequences at once", log: true, ticks: batches },
     y: { label: "tok/s", log: true },
-    series: [...groups].map(([name, group]) => ({
-      name,
-      marked: true,
-      points: group.map(({ batch, tokensPerSecond }) => [batch, tokensPerSecond] as const)
-        .sort(([a], [b]) => a - b),
-    })),
+    series: [
+      ...[...groups].map(([name, group]): Series => ({
+        name,
+        marked: true,
+        points: group.map(({ batch, tokensPerSecond }) => [batch, tokensPerSecond] as const).sort(([a], [b]) => a - b),
+      })),
+      ...others,
+    ],
   });
 }
 

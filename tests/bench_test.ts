@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BenchArguments } from "../bench/arguments.ts";
-import { compareResults, comparisonTable } from "../bench/compare.ts";
+import { compareResults, comparisonHead, comparisonTable } from "../bench/compare.ts";
 import { roleOf } from "../bench/roles.ts";
 import { latencies, replay, steadyRate } from "../bench/serve_replay.ts";
 import { compareWaits } from "../bench/serve_timing.ts";
@@ -112,6 +112,12 @@ Deno.test("bench: results are compared where they measured the same, noise is no
   const compared = compareResults(before, after);
   assertEquals(compared.map(({ verdict }) => verdict), ["worse", "same", "same"]);
   assert(comparisonTable(compared).includes("-10.0%  worse"));
+  const from = (device: string, day: number) => ({ device, date: `2026-11-0${day}` });
+  assertEquals(
+    comparisonHead([from("A", 2), from("A", 1)], [from("A", 3)]),
+    "before  A  2026-11-01 to 2026-11-02\nafter   A  2026-11-03",
+  );
+  assert(comparisonHead([from("A", 1)], [from("B", 1)]).includes("The devices differ"));
 });
 
 Deno.test("bench: a product's role is told by its size", () => {
