@@ -84,11 +84,6 @@ export class BlockManager {
     return this.#free.size;
   }
 
-  /** Free blocks that hold a cached prefix, and blocks in use that do. */
-  get numCachedBlocks(): number {
-    return this.#cache?.size ?? 0;
-  }
-
   /** Tokens of prompts that the prefix cache had. */
   get numHitTokens(): number {
     return this.#numHitTokens;
@@ -217,14 +212,6 @@ export class BlockManager {
       child.blockTable.push(block);
     }
     child.numCachedBlocks = Math.min(parent.numCachedBlocks, Math.floor(child.numComputedTokens / this.blockSize));
-  }
-
-  /** Drops the tokens behind the first `numTokens`, and gives back the blocks that held nothing else. No step may be under way. */
-  rewind(sequence: Sequence, numTokens: number): void {
-    sequence.truncate(numTokens);
-    const { blockTable, numComputedTokens } = sequence;
-    sequence.numCachedBlocks = Math.min(sequence.numCachedBlocks, Math.floor(numComputedTokens / this.blockSize));
-    this.#drop(blockTable.splice(this.blocksFor(numComputedTokens)));
   }
 
   /**

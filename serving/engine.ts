@@ -86,11 +86,6 @@ export class Engine implements EngineClient {
     this.#lookAhead = new LookAhead({ scheduler: this.scheduler, runner, maxSteps, detailsOf });
   }
 
-  /** Requests that are not over. */
-  get numRequests(): number {
-    return this.#requests.size + this.#jobs.size;
-  }
-
   addRequest(asked: EngineRequest, sink: OutputSink): void {
     if (this.#closed) throw this.#closed;
     const { id } = asked;
@@ -314,7 +309,9 @@ function samplesOf({ prompt, sampling, maxTokens, priority, cacheSalt, n }: Engi
     priority,
     ...(cacheSalt !== undefined && { salt: cacheSalt }),
   };
-  const first = new Sequence(prompt, sampling, options), seed = BigInt(sampling.seed ?? 0);
-  const forks = Array.from({ length: n - 1 }, (_, i) => first.fork({ ...sampling, seed: seed + BigInt(i + 1) }));
-  return [first, ...forks];
+  const seed = BigInt(sampling.seed ?? 0);
+  return Array.from(
+    { length: n },
+    (_, i) => new Sequence(prompt, { ...sampling, seed: seed + BigInt(i) }, options),
+  );
 }

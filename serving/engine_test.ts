@@ -108,9 +108,9 @@ async function ask(
 /** Nothing is left, and nothing lost. */
 async function assertIdle(engine: Engine): Promise<void> {
   await engine.idle();
-  const { blocks } = engine.scheduler;
   engine.scheduler.assertConsistent();
-  assertEquals([engine.numRequests, blocks.numFreeBlocks], [0, blocks.numBlocks]);
+  const { running, waiting, usedBlocks } = engine.stats();
+  assertEquals([running, waiting, usedBlocks], [0, 0, 0]);
 }
 
 Deno.test("requests made together are computed together, and each gets its own answer", async () => {

@@ -10,6 +10,7 @@
  */
 import { z } from "zod";
 import type { ChatMessage } from "../model/chat_template.ts";
+import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
 import type { GenerateOptions, SamplingOptions } from "./request.ts";
 
 /** Whether a request is a conversation or plain text. */
@@ -48,8 +49,6 @@ export class OpenAiRequestError extends Error {
 
 /** Answers to one prompt are bounded, as OpenAI bounds them. */
 const MOST_ANSWERS = 128;
-/** As in OpenAI's chat completions. */
-const MOST_TOP_LOGPROBS = 20;
 /** Plain completions are this long unless they say otherwise: the default of OpenAI's endpoint. */
 const COMPLETION_TOKENS = 16;
 
@@ -111,7 +110,7 @@ const CHAT = z.strictObject({
   messages: z.array(MESSAGE).min(1, "give at least one message"),
   max_completion_tokens: whole(1).nullish(),
   logprobs: z.boolean().nullish(),
-  top_logprobs: whole(0, MOST_TOP_LOGPROBS).nullish(),
+  top_logprobs: whole(0, MAX_TOP_LOGPROBS).nullish(),
   response_format: z.looseObject({ type: z.literal("text", 'only "text" is supported') }).nullish(),
 });
 
@@ -126,7 +125,7 @@ const COMPLETION = z.strictObject({
     ],
     "give a text, a list of texts, token ids, or lists of them, none empty",
   ),
-  logprobs: whole(0, MOST_TOP_LOGPROBS).nullish(),
+  logprobs: whole(0, MAX_TOP_LOGPROBS).nullish(),
   echo: z.literal(false, "a prompt is not repeated: leave it out").nullish(),
   best_of: z.literal(1, "answers are not ranked: leave it out").nullish(),
 });

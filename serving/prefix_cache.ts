@@ -36,7 +36,6 @@ export class PrefixCache {
   readonly #buckets: Int32Array;
   readonly #next: Int32Array;
   #lastIdentity = 0;
-  #size = 0;
 
   /** A table without entries, for blocks below `numBlocks`. */
   constructor(numBlocks: number, blockSize: number) {
@@ -47,11 +46,6 @@ export class PrefixCache {
     this.#tokens = new Int32Array(numBlocks * blockSize);
     this.#buckets = new Int32Array(2 ** Math.ceil(Math.log2(2 * numBlocks + 1))).fill(-1);
     this.#next = new Int32Array(numBlocks);
-  }
-
-  /** Blocks that are entered. */
-  get size(): number {
-    return this.#size;
   }
 
   /** Identity of what a block holds, with the prefix in front; 0 where it is not entered. */
@@ -76,7 +70,6 @@ export class PrefixCache {
     const bucket = this.#bucket(hash);
     this.#next[block] = this.#buckets[bucket]!;
     this.#buckets[bucket] = block;
-    this.#size++;
   }
 
   /** Forgets what a block holds. Harmless where it is not entered. */
@@ -89,7 +82,6 @@ export class PrefixCache {
     else this.#next[before] = this.#next[block]!;
     this.#identities[block] = 0;
     if (this.#parents[block] === 0) this.#salts.delete(block);
-    this.#size--;
   }
 
   /** Whether a block is entered with just that content, and found where its hash says. For tests. */

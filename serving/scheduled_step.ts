@@ -10,7 +10,7 @@ import type { Sequence, Task } from "./sequence.ts";
 export interface Scheduled {
   readonly sequence: Sequence;
   readonly start: number;
-  /** At least 1. Where the last of them was in flight when this was scheduled, `sequence.slot` says where the device has it. */
+  /** At least 1. The last of them may be in flight: then the device has it, and the host does not. */
   readonly numTokens: number;
   /** Whether the step draws the next token, that of index `start + numTokens`. */
   readonly draws: boolean;

@@ -58,7 +58,6 @@ export class Scheduler {
   #scoring: Sequence[] = [];
   /** Samples that wait until the prompt of the sequence is computed, to share its blocks. */
   readonly #forks = new Map<Sequence, Sequence[]>();
-  #slots: number[];
   #submitted = 0;
   #arrivals = 0;
   #serials = 0;
@@ -77,7 +76,6 @@ export class Scheduler {
     this.#options = options;
     this.#byPriority = policy === "priority";
     this.#waiting = new WaitingQueue(this.#byPriority);
-    this.#slots = slots(maxNumSeqs);
     this.blocks = new BlockManager(numBlocks, blockSize, { prefixCache });
   }
 
@@ -112,18 +110,6 @@ export class Scheduler {
     if (forks.length > 0) this.#forks.set(sequence, [...forks]);
   }
 
-  /**
-   * Takes in a sequence that shares the blocks of another, as far as both have the same tokens.
-   *
-   * @param child Made by {@linkcode Sequence.fork}: its tokens are the first ones of `parent`, or all known ones.
-   * @throws {RequestError} for one that could never run to its end.
-   */
-  fork(parent: Sequence, child: Sequence): void {
-    this.#checkFits(child);
-    this.#await(child, parent.arrival);
-    this.#share(parent, child);
-  }
-
   /** Lets go of a sequence that is over, or that nobody wants any more, wherever it is. Letting go twice is harmless. */
   finish(sequence: Sequence): void {
     const { state } = sequence;
@@ -146,14 +132,12 @@ export class Scheduler {
     const forks = [...this.#forks.values()].flat();
     for (const sequence of [...this.#running, ...this.#scoring, ...this.#waiting, ...forks]) {
       sequence.state = "finished";
-      sequence.slot = -1;
       sequence.blockTable.length = sequence.numComputedTokens = sequence.numCachedBlocks = 0;
       this.#waiting.remove(sequence);
     }
     this.#running = [];
     this.#scoring = [];
     this.#forks.clear();
-    this.#slots = slots(this.#options.maxNumSeqs);
     this.blocks.reset();
   }
 
@@ -269,7 +253,7 @@ export class Scheduler {
 
   #tryAdmit(step: StepBuilder, sequence: Sequence): boolean {
     const scores = sequence.task === "score";
-    if (!scores && this.#slots.length === 0) return false;
+    if (!scores && this.#running.length >= this.#options.maxNumSeqs) return false;
     if (sequence.numInFlight > 0) return false; // preempted, and the token that it goes on from is not known
     const match = this.blocks.match(sequence, step.number);
     // What this step computes the next one finds: a prefix that is shared is computed once.
@@ -317,7 +301,6 @@ export class Scheduler {
       this.#scoring.push(sequence);
       return;
     }
-    sequence.slot = this.#slots.pop()!;
     let at = this.#running.length;
     while (at > 0 && goesBefore(sequence, this.#running[at - 1]!, this.#byPriority)) at--;
     this.#running.splice(at, 0, sequence);
@@ -326,8 +309,6 @@ export class Scheduler {
   #stop(sequence: Sequence): void {
     const list = sequence.task === "score" ? this.#scoring : this.#running;
     list.splice(list.indexOf(sequence), 1);
-    if (sequence.slot >= 0) this.#slots.push(sequence.slot);
-    sequence.slot = -1;
   }
 
   #enqueue(sequence: Sequence): void {
@@ -382,8 +363,4 @@ export class Scheduler {
       );
     }
   }
-}
-
-function slots(count: number): number[] {
-  return Array.from({ length: count }, (_, i) => count - 1 - i);
 }

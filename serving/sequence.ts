@@ -6,11 +6,11 @@
  *
  * @module
  */
-import type { SamplingRow } from "../kernels/sampling_rows.ts";
+import { penaltiesAreOff, type SamplingRow } from "../kernels/sampling_rows.ts";
 import { RequestError } from "./request_error.ts";
 
 /** How the tokens of a sequence are drawn: what a row of the GPU's sampler takes, but for what changes from token to token. */
-export type SequenceSampling = Omit<SamplingRow, "index" | "history">;
+export type SequenceSampling = Omit<SamplingRow, "index" | "history" | "inFlight">;
 
 /** What a sequence is computed for: to be continued, or for the logits of the tokens that it has. */
 export type Task = "generate" | "score";
@@ -48,8 +48,6 @@ export class Sequence {
   numHitTokens = 0;
   /** Where it is. Kept by the scheduler, as all that follows. */
   state: SequenceState = "new";
-  /** While it is running, its own number below `maxNumSeqs`: where the device keeps the token that it drew last. Else -1. */
-  slot = -1;
   /** When it came: that of the sequence that it was forked from, where it was. */
   arrival = 0;
   /** Tells apart those of one arrival. */
@@ -60,7 +58,6 @@ export class Sequence {
   readonly sampling: SequenceSampling;
   /** What it was made with. */
   readonly options: SequenceOptions;
-  readonly #history: Map<number, number> | undefined;
 
   /**
    * A sequence of which nothing is computed yet.
@@ -73,7 +70,6 @@ export class Sequence {
     this.numPromptTokens = prompt.length;
     this.sampling = sampling;
     this.options = options;
-    if (hasPenalties(sampling)) this.#history = new Map(prompt.map((token) => [token, 0]));
   }
 
   /** Tokens, those in flight among them. */
@@ -96,65 +92,14 @@ export class Sequence {
     return this.length - this.numComputedTokens;
   }
 
-  /** Known tokens behind the prompt. */
-  get numGeneratedTokens(): number {
-    return this.tokens.length - this.numPromptTokens;
-  }
-
   /** Whether the next draw depends on tokens that the host has to know first: penalties do. */
   get needsHistory(): boolean {
-    return this.#history !== undefined;
-  }
-
-  /**
-   * How the token of an index is drawn. The index keys its random numbers, so company changes nothing.
-   *
-   * @param index Tokens before it: `start + numTokens` of the step that draws it.
-   */
-  samplingRowAt(index: number): SamplingRow {
-    return { ...this.sampling, index, ...(this.#history && { history: this.#history }) };
+    return !penaltiesAreOff(this.sampling);
   }
 
   /** Adds a generated token: the first one in flight, where there is one, is known then. */
   append(token: number): void {
     if (this.numInFlight > 0) this.numInFlight--;
     this.tokens.push(token);
-    this.#history?.set(token, (this.#history.get(token) ?? 0) + 1);
   }
-
-  /**
-   * A sequence of the same known tokens of which nothing is computed yet; the scheduler or the block manager lets it share
-   * the blocks of this one.
-   *
-   * @param sampling How the tokens of the new one are drawn: as those of this one unless given.
-   */
-  fork(sampling: SequenceSampling = this.sampling): Sequence {
-    const child = new Sequence(this.tokens.slice(0, this.numPromptTokens), sampling, this.options);
-    for (let i = this.numPromptTokens; i < this.tokens.length; i++) child.append(this.tokens[i]!);
-    return child;
-  }
-
-  /** Drops all tokens behind the first `length`, generated ones only. None may be in flight. */
-  truncate(length: number): void {
-    if (!Number.isInteger(length) || length < this.numPromptTokens || length > this.tokens.length) {
-      const range = `${this.numPromptTokens} to ${this.tokens.length}`;
-      throw new RangeError(`Cannot rewind to ${length} tokens: give a whole number from ${range}`);
-    }
-    if (this.numInFlight > 0) {
-      throw new Error(`Cannot rewind a sequence with ${this.numInFlight} tokens in flight: read them first`);
-    }
-    const dropped = this.tokens.splice(length);
-    this.numComputedTokens = Math.min(this.numComputedTokens, length);
-    if (!this.#history) return;
-    const prompt = new Set(this.tokens.slice(0, this.numPromptTokens));
-    for (const token of dropped) {
-      const count = this.#history.get(token)! - 1;
-      if (count === 0 && !prompt.has(token)) this.#history.delete(token);
-      else this.#history.set(token, count);
-    }
-  }
-}
-
-function hasPenalties({ repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 }: SequenceSampling): boolean {
-  return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
 }

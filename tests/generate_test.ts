@@ -46,11 +46,11 @@ async function withoutCache(model: Model, prompt: readonly number[], count: numb
 Deno.test("the story model", async (t) => {
   await using model = await storyModel();
   const tokenizer = model.tokenizer!;
-  const { blocks } = model.engine.scheduler;
   const idle = async (): Promise<void> => {
     await model.engine.idle();
-    blocks.assertConsistent([]);
-    assertEquals([blocks.numFreeBlocks, model.engine.numRequests], [blocks.numBlocks, 0]);
+    model.engine.scheduler.assertConsistent();
+    const { running, waiting, usedBlocks } = model.stats();
+    assertEquals([running, waiting, usedBlocks], [0, 0, 0]);
   };
 
   await t.step("says greedily what the reference says, all cases at once", async () => {

@@ -70,9 +70,9 @@ function afterSteps({ engine }: Story, act: () => boolean): void {
 /** Nothing runs, and no block is lost. */
 async function assertIdle({ engine }: Story): Promise<void> {
   await engine.idle();
-  const pool = engine.scheduler.blocks;
   engine.scheduler.assertConsistent();
-  assertEquals([engine.numRequests, pool.numFreeBlocks], [0, pool.numBlocks]);
+  const { running, waiting, usedBlocks } = engine.stats();
+  assertEquals([running, waiting, usedBlocks], [0, 0, 0]);
 }
 
 /** Small programs compile fast: steps of up to 64 tokens, longer prompts in chunks. */

@@ -6,6 +6,7 @@
  */
 import type { Scheduled, ScheduledStep } from "../serving/scheduled_step.ts";
 import type { Sequence } from "../serving/sequence.ts";
+import { TokenSlots } from "../serving/token_slots.ts";
 
 /** Extends the hash of the tokens before a token. */
 function extend(hash: number, token: number): number {
@@ -42,6 +43,8 @@ export interface SimulatedDeviceOptions {
   readonly blockSize: number;
   readonly maxNumSeqs: number;
   readonly vocabSize: number;
+  /** Most steps that are under way at a time. */
+  readonly maxSteps: number;
 }
 
 /** A device that runs steps in the order in which they are submitted. */
@@ -54,8 +57,9 @@ export class SimulatedDevice {
   /** Of each block: the last step that read it, and for whom. */
   readonly #readIn: Float64Array;
   readonly #reader: (Sequence | undefined)[];
-  /** The token that each slot drew last. */
-  readonly #slots: Int32Array;
+  /** The tokens that steps drew, and where they are. */
+  readonly #drawn: Int32Array;
+  readonly #slots: TokenSlots;
   #submitted = 0;
   #retired = 0;
 
@@ -67,7 +71,8 @@ export class SimulatedDevice {
     this.#writtenIn = new Float64Array(rows);
     this.#readIn = new Float64Array(options.numBlocks);
     this.#reader = Array(options.numBlocks);
-    this.#slots = new Int32Array(options.maxNumSeqs).fill(-1);
+    this.#slots = new TokenSlots(options.maxNumSeqs, options.maxSteps);
+    this.#drawn = new Int32Array(this.#slots.size).fill(-1);
   }
 
   /** Says that all steps up to this one have retired. */
@@ -81,12 +86,13 @@ export class SimulatedDevice {
     this.#submitted = step.number;
     this.#copy(step);
     for (const item of step.scheduled) this.#write(item, step.number);
+    let slot = step.task === "generate" ? this.#slots.take(step.scheduled) : 0;
     return Int32Array.from(step.scheduled, (item) => {
       const hash = this.#read(item, step.number);
       if (!item.draws) return -1;
       const { sequence, start, numTokens } = item;
       const token = draw(hash, Number(sequence.sampling.seed ?? 0), start + numTokens, this.#options.vocabSize);
-      return this.#slots[sequence.slot] = token;
+      return this.#drawn[slot++] = token;
     });
   }
 
@@ -107,8 +113,8 @@ export class SimulatedDevice {
   }
 
   #write({ sequence, start, numTokens, draws }: Scheduled, step: number): void {
-    const { tokens, length, slot, task, needsHistory, numInFlight } = sequence;
-    assert(numTokens >= 1 && slot < this.#options.maxNumSeqs, `${numTokens} tokens in slot ${slot}`);
+    const { tokens, length, task, needsHistory, numInFlight } = sequence;
+    assert(numTokens >= 1, "a sequence is scheduled for no token");
     assert(start + numTokens === sequence.numComputedTokens, "what is computed is not counted as such");
     assert(!draws || !needsHistory || numInFlight === 1, "it draws, and penalties need tokens that are not known");
     const ends = start + numTokens + (draws ? 1 : 0) === length;
@@ -122,7 +128,7 @@ export class SimulatedDevice {
       const block = this.#blockOf(sequence, position), row = this.#rowOf(block, position);
       if (this.#writtenIn[row] === step) fail(`row ${row} is written twice in step ${step}`);
       this.#assertWritable(block, sequence, step);
-      this.#tokens[row] = known ? tokens[position]! : this.#slots[slot]!;
+      this.#tokens[row] = known ? tokens[position]! : this.#drawn[this.#slots.slotOf(sequence, position)!]!;
       this.#positions[row] = position;
       this.#writtenIn[row] = step;
     }

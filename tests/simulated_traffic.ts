@@ -1,5 +1,5 @@
 /**
- * Random traffic for a scheduler: requests come, are forked and aborted at every phase, steps are submitted ahead and read and
+ * Random traffic for a scheduler: requests of one sample or some come, and are aborted at every phase, steps are submitted ahead and read and
  * retired late, in pools that are too small. After everything that happens the bookkeeping is proved, and what each request
  * answers is what it would alone.
  */
@@ -20,7 +20,6 @@ export interface TrafficCounts {
   preemptions: number;
   hitTokens: number;
   copies: number;
-  forks: number;
   clears: number;
   mostInFlight: number;
   readonly aborted: Record<SequenceState, number>;
@@ -36,7 +35,6 @@ export function noTraffic(): TrafficCounts {
     preemptions: 0,
     hitTokens: 0,
     copies: 0,
-    forks: 0,
     clears: 0,
     mostInFlight: 0,
     aborted,
@@ -63,8 +61,6 @@ export class SimulatedTraffic {
   readonly #abortRate: number;
   /** Sequences that are not over, with how many of its tokens each that scores has scored. */
   readonly #live = new Map<Sequence, number>();
-  /** Of each fork, the tokens that it began with: what follows is drawn with its own seed. */
-  readonly #forkedAt = new Map<Sequence, number>();
   readonly #unread: InFlight[] = [];
   readonly #unretired: number[] = [];
   /** Beginnings that prompts share. */
@@ -92,7 +88,11 @@ export class SimulatedTraffic {
     this.#arrivalRate = 0.05 + 0.5 * random.uniform() ** 2;
     this.#abortRate = this.#chance(0.5) ? 0 : 0.1 * random.uniform();
     this.#scheduler = new Scheduler(this.#options);
-    this.#device = new SimulatedDevice({ ...this.#options, vocabSize: this.#vocabSize });
+    this.#device = new SimulatedDevice({
+      ...this.#options,
+      vocabSize: this.#vocabSize,
+      maxSteps: this.#maxInFlight,
+    });
     this.#openings = Array.from({ length: 3 }, () => this.#tokens(integer(1, this.#options.contextLength)));
   }
 
@@ -101,7 +101,6 @@ export class SimulatedTraffic {
     for (let turn = 0; turn < turns; turn++) {
       if (this.#chance(this.#arrivalRate)) this.#arrive();
       if (this.#chance(this.#abortRate)) this.#abort();
-      if (this.#chance(0.02)) this.#fork();
       if (this.#chance(0.001)) this.#clear();
       this.#advance();
     }
@@ -129,7 +128,7 @@ export class SimulatedTraffic {
         ...(this.#chance(0.9) && { maxLength: prompt.length + integer(0, 40) }),
         ...(scores && { task: "score" }),
       });
-    const samples = Array.from({ length: this.#chance(0.15) && !scores ? integer(2, 5) : 1 }, (_, i) => make(i));
+    const samples = Array.from({ length: this.#chance(0.2) && !scores ? integer(2, 5) : 1 }, (_, i) => make(i));
     try {
       this.#scheduler.add(samples[0]!, samples.slice(1));
     } catch (error) {
@@ -147,17 +146,6 @@ export class SimulatedTraffic {
     if (!victim) return;
     this.#counts.aborted[victim.state]++;
     this.#over(victim);
-  }
-
-  #fork(): void {
-    const parent = this.#any();
-    if (!parent || parent.task === "score") return;
-    const child = parent.fork({ ...parent.sampling, seed: 7 });
-    this.#scheduler.fork(parent, child);
-    this.#forkedAt.set(child, child.tokens.length);
-    this.#live.set(child, 0);
-    this.#counts.forks++;
-    this.#prove();
   }
 
   /** A step has failed: everything is let go of, and the next one starts anew. */
@@ -201,14 +189,12 @@ export class SimulatedTraffic {
     this.#scheduler.assertConsistent();
   }
 
-  /** Nobody who runs is left out for want of budget, slots are apart, and who came first was admitted first. */
+  /** Nobody who runs is left out for want of budget, and who came first was admitted first. */
   #checkFairness({ scheduled }: ScheduledStep): void {
-    const inStep = new Set(scheduled.map(({ sequence }) => sequence)), slots = new Set<number>();
+    const inStep = new Set(scheduled.map(({ sequence }) => sequence));
     for (const sequence of this.#live.keys()) {
-      const { state, task, length, maxLength, numInFlight, needsHistory, slot } = sequence;
+      const { state, task, length, maxLength, numInFlight, needsHistory } = sequence;
       if (state !== "running" || task === "score") continue;
-      assert(slot >= 0 && slot < this.#options.maxNumSeqs && !slots.has(slot), `slot ${slot} is taken twice`);
-      slots.add(slot);
       if (inStep.has(sequence) || needsHistory && numInFlight > 0) continue;
       if (length >= Math.min(maxLength, this.#options.contextLength)) continue;
       assert(this.#scheduler.blocks.room(sequence) === 0, "a running sequence is left out, and has room");
@@ -245,8 +231,12 @@ export class SimulatedTraffic {
 
   #answered(sequence: Sequence, maxLength: number): void {
     const { tokens, numPromptTokens, sampling } = sequence, seed = Number(sampling.seed);
-    const first = this.#forkedAt.get(sequence) ?? numPromptTokens;
-    const expected = answerAlone(tokens.slice(0, first), { seed, maxLength, stop: STOP, vocabSize: this.#vocabSize });
+    const expected = answerAlone(tokens.slice(0, numPromptTokens), {
+      seed,
+      maxLength,
+      stop: STOP,
+      vocabSize: this.#vocabSize,
+    });
     assert(expected.join() === tokens.join(), `the answer is ${tokens}, and alone ${expected}`);
     this.#counts.answers++;
     this.#over(sequence);
