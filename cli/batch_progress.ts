@@ -48,7 +48,7 @@ export function showBatch(terminal: Terminal, status: () => BatchStatus): AsyncD
  * The lines on a terminal:
  *
  *     Batch   ███████▌                   31%  5 of 16 · 1 failed · 0:12 left
- *     Engine  8 running · 3 waiting · KV ██▌      31% · 212 tok/s, prompts 1,200 tok/s
+ *     Engine  8 running · 3 waiting · KV ██▌      31% · 212 tok/s and prompts at 1,200
  */
 export function panelLines(status: BatchStatus): string[] {
   const { done, failed, total, engine } = status;

@@ -16,7 +16,8 @@ import { type NamedSource, openNamed } from "./model_source.ts";
 import { type EngineThread, loadWorkerEngine, startEngineThread } from "./worker_engine.ts";
 
 /**
- * Loads a model.
+ * Loads a model. Its engine gets a thread of its own, so that the caller's stays free; where the process may not read the script of
+ * that thread (`--allow-read` of this package's files), or the device is one of the caller's, it works in the caller's thread.
  *
  * @param source A folder, a Hugging Face id (`Qwen/Qwen2-0.5B-Instruct`), files from elsewhere, or nothing: the story model.
  * @throws {Error} if there is no such model or device, the model is not supported, or memory does not suffice; nothing stays

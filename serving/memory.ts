@@ -18,7 +18,7 @@ import { tokenBuckets } from "./buckets.ts";
 export interface MemoryEstimate {
   /** Weights, and the table of rotary positions. */
   weights: number;
-  /** Keys and values of one full context. More sequences at once take more, where there is room. */
+  /** Keys and values: as much as `kvMemory` says, else of one full context, and more for more sequences where there is room. */
   kvCache: number;
   /** What the layers hand to each other in the largest step. Within a factor of 2. */
   activations: number;
@@ -64,8 +64,19 @@ export async function estimateMemory(source?: string | Source, options: LoadOpti
   const config = await readConfig(files);
   if (options.contextLength !== undefined) checkContextLength(options.contextLength, config);
   const contextLength = options.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT);
-  const steps = { maxNumSeqs: DEFAULT_NUM_SEQS.cpu, maxNumBatchedTokens: DEFAULT_BATCHED_TOKENS };
-  return estimate(config, await openCheckpoint(files), contextLength, options.kvDtype ?? "f16", true, steps);
+  const { kvDtype = "f16" } = options, steps = chooseStepLimits(options, true);
+  const all = estimate(config, await openCheckpoint(files), contextLength, kvDtype, true, steps);
+  const kvCache = poolBytes(all, options) ?? all.kvCache;
+  return { ...all, kvCache, total: all.weights + kvCache + all.activations };
+}
+
+/** Bytes of the pool, where they were asked for. */
+function poolBytes(
+  { weights, activations }: MemoryEstimate,
+  { kvMemory, memoryLimit }: LoadOptions,
+): number | undefined {
+  if (kvMemory === undefined || kvMemory > 1) return kvMemory;
+  return Math.max(0, Math.floor(kvMemory * (memoryLimit! - weights - activations)));
 }
 
 /** The greatest steps. */

@@ -64,10 +64,15 @@ Deno.test("a context that the model or the device cannot have is refused with bo
   assertEquals(choosePoolBlocks(512, narrow), 512 / BLOCK_SIZE);
 });
 
-Deno.test("an estimate is refused where loading would be", async () => {
+Deno.test("an estimate goes by the options, and is refused where loading would be", async () => {
   const source = fileSource(`${import.meta.dirname}/../model/assets/stories`);
   const most = await estimateMemory(source, { contextLength: 1024 });
   assertEquals(most.kvCache, 1024 * kvBytesPerToken(await readConfig(source), "f16", true));
+  const smaller = await estimateMemory(source, { maxNumSeqs: 1, maxNumBatchedTokens: 64 });
+  assertEquals([smaller.kvCache, smaller.activations < most.activations / 4], [most.kvCache, true]);
+  assertEquals((await estimateMemory(source, { kvMemory: 1e7 })).kvCache, 1e7);
+  const half = { kvMemory: 0.5, memoryLimit: most.weights + most.activations + 1000 };
+  assertEquals((await estimateMemory(source, half)).kvCache, 500);
   const refused = (contextLength: number, message: string): Promise<unknown> =>
     assertRejects(() => estimateMemory(source, { contextLength }), RangeError, message);
   await refused(1025, "contextLength is 1025, and it was made for 1024: give that or less");

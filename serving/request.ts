@@ -24,7 +24,7 @@ export interface SamplingOptions {
   presencePenalty?: number;
   /** Subtracted from tokens in the output for each occurrence; 0 is none. */
   frequencyPenalty?: number;
-  /** Same seed, same text, on one device. Drawn at random unless given. */
+  /** Same seed, same text, on one device: in exact precision in any company, in fast precision alone. Drawn at random unless given. */
   seed?: number;
   /** Strings that end the text; they are not part of it. */
   stop?: string | readonly string[];
