@@ -13,7 +13,7 @@ export interface Result {
   readonly device: string;
   /** When: ISO 8601. */
   readonly date: string;
-  /** The command line, without the program before the bench. */
+  /** The task that measured it, with its arguments. */
   readonly command: string;
 }
 
@@ -26,7 +26,10 @@ export class Results<T extends Result> {
 
   /** @param path A file that lines are added to as well. @param print Takes each line: standard output, unless given. */
   constructor(bench: string, device: string, args: readonly string[], path?: string, print = console.log) {
-    const quoted = args.map((arg) => / /.test(arg) ? ` "${arg}"` : ` ${arg}`);
+    // Where results go says nothing of what was measured.
+    const quoted = args.filter((arg) => !arg.startsWith("--out=")).map((arg) =>
+      / /.test(arg) ? ` "${arg}"` : ` ${arg}`
+    );
     const command = `deno task bench:${bench}${quoted.join("")}`;
     this.#head = { bench, device, date: new Date().toISOString().slice(0, 19) + "Z", command };
     this.#path = path;
