@@ -30,7 +30,6 @@ const NAMES: readonly (readonly [part: string, role: string])[] = [
   ["greedy", "sampling"],
   ["sample", "sampling"],
   ["keep_tokens", "sampling"],
-  ["token_ids", "embedding"],
 ];
 
 /** The role of a dispatch. A product's is told by its multiplications, which differ from one to the other. */
