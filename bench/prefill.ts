@@ -1,6 +1,8 @@
 /**
- * Times prefill: prompts in chunks of at most 512 tokens as the engine reads them, and in one step on its own. Usage:
- * `deno task bench:prefill [shape …] [--precision=exact] [--tokens=512] [--steps=16] [--profile] [--out=FILE]`
+ * Times prefill: prompts in chunks of at most 512 tokens as the engine reads them, and one chunk on its own. Usage:
+ *
+ *     deno task bench:prefill [shape …] [--precision=exact] [--tokens=512,4096] [--chunk=512] [--steps=16] [--profile]
+ *         [--out=FILE]
  *
  * @module
  */

@@ -14,7 +14,7 @@ import { randomDecoder } from "./random_model.ts";
 import type { Result } from "./result.ts";
 import { type RoleTime, timeByRole } from "./roles.ts";
 import { BLOCK } from "./serve_engine.ts";
-import { decodeOnEngine, prefillOnEngine, STEP_TOKENS } from "./step_engine.ts";
+import { decodeOnEngine, prefillOnEngine } from "./step_engine.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
 import { median, type Summary } from "./statistics.ts";
 
@@ -28,6 +28,8 @@ export interface StepOptions {
   readonly tokens: number;
   /** Positions that each sequence has after the step. */
   readonly context: number;
+  /** Most tokens of a step of the engine: longer prompts are read in chunks of so many. */
+  readonly chunk: number;
   /** Steps that are timed, or prompts, after a quarter as many to warm up. */
   readonly steps: number;
   /** Whether to time each dispatch too. */
@@ -145,7 +147,7 @@ export async function timeStep(
 ): Promise<Omit<StepResult, keyof Result>> {
   const engine = options.tokens === 1 ? await decodeOnEngine(device, options) : await prefillOnEngine(device, options);
   // A longer prompt is read in chunks: on its own, the last one of them.
-  const tokens = Math.min(options.tokens, STEP_TOKENS), total = options.batch * tokens;
+  const tokens = Math.min(options.tokens, options.chunk), total = options.batch * tokens;
   const program = await timeProgram(device, { ...options, tokens }, ceilings);
   const { profile: _, ...rest } = options;
   return { ...rest, ...engine, aheadTokensPerSecond: 1000 * total / program.aheadMs, ...program };

@@ -12,7 +12,7 @@ import { summarise } from "./statistics.ts";
 import type { StepOptions, StepResult } from "./step.ts";
 import { randomPrompt } from "./workload.ts";
 
-/** Most tokens of a step of the engine. */
+/** Most tokens of a step of the engine, unless a bench is told otherwise. */
 export const STEP_TOKENS = 512;
 
 /** Tokens before a sequence's end that are not timed: fewer steps are submitted ahead there. */
@@ -25,9 +25,9 @@ type EngineFigures = Pick<StepResult, "tokensPerSecond" | "stepMs" | "step" | "s
  * before, as in an engine that is warm.
  */
 export async function decodeOnEngine(device: Device, options: StepOptions): Promise<EngineFigures> {
-  const { batch, context, steps } = options;
+  const { batch, context, chunk, steps } = options;
   // Whoever is read first decodes while the others are read; then a quarter of the steps warms clocks up.
-  const before = Math.ceil(batch * context / STEP_TOKENS) + (steps >> 2), maxTokens = before + steps + TAIL;
+  const before = Math.ceil(batch * context / chunk) + (steps >> 2), maxTokens = before + steps + TAIL;
   const length = Math.max(1, context - before - (steps >> 1));
   return await withEngine(device, options, length + maxTokens, async (prompt, run, join) => {
     await Promise.all(Array.from({ length: batch }, () => run(prompt(length), 32)));
@@ -73,12 +73,12 @@ type Measure = (
 
 async function withEngine(
   device: Device,
-  { shape, precision, batch }: StepOptions,
+  { shape, precision, batch, chunk }: StepOptions,
   contextLength: number,
   measure: Measure,
 ): Promise<EngineFigures> {
   const { engine, join } = openBenchEngine(device, {
-    ...{ shape, precision, contextLength, maxNumSeqs: batch, maxNumBatchedTokens: Math.max(STEP_TOKENS, batch) },
+    ...{ shape, precision, contextLength, maxNumSeqs: batch, maxNumBatchedTokens: Math.max(chunk, batch) },
     ...{ poolTokens: batch * (contextLength + 32), prefixCache: false },
   });
   try {

@@ -6,11 +6,13 @@
  */
 import type { Precision } from "../model/decoder.ts";
 import { openDevice } from "../tensor/mod.ts";
+import { anchorsOf } from "./anchors.ts";
 import { BenchArguments } from "./arguments.ts";
 import { measureCeilings } from "./ceilings.ts";
 import { Results } from "./result.ts";
 import type { RoleTime } from "./roles.ts";
 import { type ShapeName, shapeNames } from "./shapes.ts";
+import { STEP_TOKENS } from "./step_engine.ts";
 import { type StepResult, timeStep } from "./step.ts";
 import { formatNumber as show, formatTable } from "./table.ts";
 
@@ -26,18 +28,18 @@ export interface StepDefaults {
 export async function runStepBench(bench: string, args: readonly string[], defaults: StepDefaults): Promise<void> {
   const flags = new BenchArguments(args);
   const precision = flags.choice<Precision>("precision", ["exact", "fast"]), profile = flags.has("profile");
-  const tokens = flags.number("tokens", defaults.tokens), steps = flags.number("steps", defaults.steps);
+  const lengths = flags.numbers("tokens", [defaults.tokens]), steps = flags.number("steps", defaults.steps);
   const contexts = flags.numbers("context", [defaults.context]), batches = flags.numbers("batch", [1]);
-  const out = flags.text("out");
+  const chunk = flags.number("chunk", STEP_TOKENS), out = flags.text("out");
   flags.check(shapeNames);
   const shapes = flags.words.length > 0 ? flags.words as ShapeName[] : ["stories" as const];
   const device = await openDevice(), ceilings = await measureCeilings(device);
   const results = new Results<StepResult>(bench, device.info.description, args, out);
   for (const shape of shapes) {
     for (const batch of batches) {
-      for (const context of contexts.map((context) => Math.max(tokens, context))) {
+      for (const [tokens, context] of stepSizes(lengths, contexts)) {
         const result = results.add(
-          await timeStep(device, { shape, precision, batch, tokens, context, steps, profile }, ceilings),
+          await timeStep(device, { shape, precision, batch, tokens, context, chunk, steps, profile }, ceilings),
         );
         if (result.roles) {
           console.error(`\n${shape} ${precision}\n${roleTable(result.roles, ceilings.bytesPerSecond)}\n`);
@@ -47,6 +49,13 @@ export async function runStepBench(bench: string, args: readonly string[], defau
   }
   device.close();
   console.error(stepTable(results.all));
+}
+
+/** Each number of tokens at each context that has room for them. */
+function stepSizes(lengths: readonly number[], contexts: readonly number[]): [tokens: number, context: number][] {
+  return lengths.flatMap((tokens) => {
+    return contexts.map((context): [number, number] => [tokens, Math.max(tokens, context)]);
+  });
 }
 
 /** A row a measurement. */
@@ -59,10 +68,11 @@ function stepTable(results: readonly StepResult[]): string {
       ...[`${shape} ${precision}`, batch, tokens, context, show(tokensPerSecond), show(aheadTokensPerSecond)],
       ...[stepMs, step.min, step.max, aheadMs, encodeMs, schedulingMs].map(show),
       ...[dispatches, show(bytesPerSecond / 1e9), `${(100 * roofline).toFixed(0)}%`],
+      anchorsOf(result).map(({ engine, tokensPerSecond }) => `${engine} ${show(tokensPerSecond)}`).join(", "),
     ];
   });
   const more = ["ahead ms", "encode ms", "scheduling ms", "dispatches", "GB/s", "roofline"];
-  return formatTable([...head, ...more], rows);
+  return formatTable([...head, ...more, "others' tok/s"], rows);
 }
 
 /** Where the GPU's time goes, most first. */
