@@ -24,8 +24,10 @@ interface StoryCase {
   readonly greedy: number[];
 }
 
+type Story = LoadedModel<Engine>;
+
 /** The story model with a cache in f32, and its engine in sight. */
-async function storyModel(): Promise<LoadedModel<Engine>> {
+async function storyModel(): Promise<Story> {
   return await load(await openNamed(undefined, {}), { kvDtype: "f32" });
 }
 
@@ -43,17 +45,17 @@ async function withoutCache(model: Model, prompt: readonly number[], count: numb
   return ids.slice(prompt.length);
 }
 
-Deno.test("the story model", async (t) => {
-  await using model = await storyModel();
-  const tokenizer = model.tokenizer!;
-  const idle = async (): Promise<void> => {
-    await model.engine.idle();
-    model.engine.scheduler.assertConsistent();
-    const { running, waiting, usedBlocks } = model.stats();
-    assertEquals([running, waiting, usedBlocks], [0, 0, 0]);
-  };
+/** Nothing runs, and no block is lost. */
+async function assertIdle(model: Story): Promise<void> {
+  await model.engine.idle();
+  model.engine.scheduler.assertConsistent();
+  const { running, waiting, usedBlocks } = model.stats();
+  assertEquals([running, waiting, usedBlocks], [0, 0, 0]);
+}
 
-  await t.step("says greedily what the reference says, all cases at once", async () => {
+/** What the story model does. */
+const STORY: Readonly<Record<string, (model: Story) => Promise<void>>> = {
+  "says greedily what the reference says, all cases at once": async (model) => {
     const text = await Deno.readTextFile(`${import.meta.dirname}/fixtures/stories/expected.json`);
     const { cases } = JSON.parse(text) as { cases: StoryCase[] };
     const answers = await Promise.all(
@@ -64,39 +66,39 @@ Deno.test("the story model", async (t) => {
       const ended = model.config.eosTokenIds.includes(greedy.at(-1)!);
       const expected = ended ? greedy.slice(0, -1) : greedy;
       assertEquals(tokens, expected);
-      assertEquals(text, tokenizer.decode(expected));
+      assertEquals(text, model.tokenizer!.decode(expected));
       assertEquals(finishReason, ended ? "stop" : "length");
       assertEquals(usage, { promptTokens: ids.length, completionTokens: expected.length, cachedTokens: 0 });
     });
-    await idle();
-  });
+    await assertIdle(model);
+  },
 
-  await t.step("with the cache as without", async () => {
-    const prompt = tokenizer.encode("The cat sat");
+  "with the cache as without": async (model) => {
+    const prompt = model.tokenizer!.encode("The cat sat");
     const { tokens } = await model.complete({ tokens: prompt, temperature: 0, maxTokens: 5 });
     assertEquals(tokens, await withoutCache(model, prompt, 5));
-    await idle();
-  });
+    await assertIdle(model);
+  },
 
-  await t.step("same seed, same text, in any company; another seed, another text", async () => {
+  "same seed, same text, in any company; another seed, another text": async (model) => {
     const prompt = "Once upon a time", sampling = { prompt, temperature: 1, maxTokens: 12, repetitionPenalty: 1.1 };
     const alone = await model.complete({ ...sampling, seed: 7 });
     const [same, other] = await Promise.all([7, 8].map((seed) => model.complete({ ...sampling, seed })));
     assertEquals(same!.tokens, alone.tokens);
     assert(other!.text !== alone.text);
-    await idle();
-  });
+    await assertIdle(model);
+  },
 
-  await t.step("log-probabilities are those of the logits", async () => {
-    const prompt = tokenizer.encode("Once upon a");
+  "log-probabilities are those of the logits": async (model) => {
+    const prompt = model.tokenizer!.encode("Once upon a");
     const { tokens, logprobs } = await model.complete({ tokens: prompt, temperature: 0, maxTokens: 3, logprobs: true });
     const { mean, count } = await model.nll([...prompt, ...tokens]);
     const before = await model.nll(prompt);
     const sum = logprobs!.reduce((a, b) => a + b, 0);
     assert(Math.abs(sum + mean * count - before.mean * before.count) < 1e-3, `${sum}, ${mean * count}`);
-  });
+  },
 
-  await t.step("a stop string over several tokens is no part of the text", async () => {
+  "a stop string over several tokens is no part of the text": async (model) => {
     const answer = await model.complete({ messages: HELLO, temperature: 0, stop: ["story sh", "never"] });
     assertEquals([answer.text, answer.finishReason], ["Hello! Tell me who the ", "stop"]);
     const pieces: string[] = [];
@@ -104,23 +106,23 @@ Deno.test("the story model", async (t) => {
       pieces.push(chunk.text);
     }
     assertEquals(pieces.join(""), "Hello! Tell me ");
-    await idle();
-  });
+    await assertIdle(model);
+  },
 
-  await t.step("stop ids and bias", async () => {
-    const [exclamation] = tokenizer.encode("!");
+  "stop ids and bias": async (model) => {
+    const [exclamation] = model.tokenizer!.encode("!");
     const stopped = await model.complete({ messages: HELLO, temperature: 0, stopTokenIds: [exclamation!] });
     assertEquals([stopped.text, stopped.finishReason], ["Hello", "stop"]);
     const biased = await model.complete({ messages: HELLO, temperature: 0, maxTokens: 2, logitBias: { 100: 1000 } });
     assertEquals(biased.tokens, [100, 100]);
-  });
+  },
 
-  await t.step("breaking out of the loop frees the blocks", async () => {
+  "breaking out of the loop frees the blocks": async (model) => {
     for await (const chunk of model.generate({ messages: HELLO, temperature: 0 })) if (chunk.text) break;
-    await idle();
-  });
+    await assertIdle(model);
+  },
 
-  await t.step("aborting ends within a step, with what was written", async () => {
+  "aborting ends within a step, with what was written": async (model) => {
     const controller = new AbortController(), chunks = [];
     for await (const chunk of model.generate({ prompt: "Once", temperature: 0, signal: controller.signal })) {
       chunks.push(chunk);
@@ -129,10 +131,10 @@ Deno.test("the story model", async (t) => {
     assertEquals(chunks.at(-1)?.finishReason, "abort");
     assert(chunks.length <= 5, `${chunks.length} chunks`);
     assertEquals((await model.complete({ prompt: "Once", signal: AbortSignal.abort() })).finishReason, "abort");
-    await idle();
-  });
+    await assertIdle(model);
+  },
 
-  await t.step("what cannot be is refused with both numbers", async () => {
+  "what cannot be is refused with both numbers": async (model) => {
     const long = Array<number>(1024).fill(5);
     await assertRejects(
       () => model.complete({ tokens: long }),
@@ -146,7 +148,12 @@ Deno.test("the story model", async (t) => {
     );
     await assertRejects(() => model.complete({ prompt: "" }), Error, "prompt is empty");
     await assertRejects(() => model.complete({ prompt: "a", topP: 2 }), RangeError, "topP is 2");
-  });
+  },
+};
+
+Deno.test("the story model", async (t) => {
+  await using model = await storyModel();
+  for (const [name, run] of Object.entries(STORY)) await t.step(name, () => run(model));
 });
 
 Deno.test("generation ends with the context, and each of many gets its own answer", async () => {

@@ -78,51 +78,49 @@ async function assertIdle({ engine }: Story): Promise<void> {
 /** Small programs compile fast: steps of up to 64 tokens, longer prompts in chunks. */
 const SMALL = { maxNumSeqs: 8, maxNumBatchedTokens: 64 };
 
-Deno.test("joining and leaving", async (t) => {
-  await using reference = await storyModel({ ...SMALL, maxSteps: 1, prefixCache: false });
-  await using model = await storyModel(SMALL);
+/** Requests that come and go, on a model with plenty of memory. */
+const JOINING: Readonly<Record<string, (model: Story, reference: Story) => Promise<void>>> = {
+  "requests that join at any step answer as alone, some without log-probabilities and some with penalties": async (
+    model,
+    reference,
+  ) => {
+    const requests = [3, 20, 9, 33, 1].map((length, i) => {
+      const more = i === 1
+        ? { logprobs: false }
+        : i === 2
+        ? { repetitionPenalty: 1.2 }
+        : i === 3
+        ? { temperature: 0 }
+        : {};
+      return request(prompt(length, i), 6 + 3 * i, more);
+    });
+    const expected = await alone(reference, requests);
+    let started = 0;
+    const answers: Promise<Answer>[] = [];
+    // Each joins when the one before it has said its second token.
+    const join = async (): Promise<Answer> => {
+      const each = requests[started++]!, tokens: number[] = [], logprobs: number[] = [];
+      for await (const chunk of model.generate(each)) {
+        tokens.push(...chunk.tokens);
+        logprobs.push(...chunk.logprobs ?? []);
+        if (tokens.length === 2 && started < requests.length) answers.push(join());
+        if (!chunk.finishReason) continue;
+        return { tokens, ...(each.logprobs !== false && { logprobs }), finishReason: chunk.finishReason };
+      }
+      throw new Error("ended without a reason");
+    };
+    answers.push(join());
+    for (let i = 0; i < requests.length; i++) assertEquals(await answers[i], expected[i]);
+    await assertIdle(model);
+  },
 
-  await t.step(
-    "requests that join at any step answer as alone, some without log-probabilities and some with penalties",
-    async () => {
-      const requests = [3, 20, 9, 33, 1].map((length, i) => {
-        const more = i === 1
-          ? { logprobs: false }
-          : i === 2
-          ? { repetitionPenalty: 1.2 }
-          : i === 3
-          ? { temperature: 0 }
-          : {};
-        return request(prompt(length, i), 6 + 3 * i, more);
-      });
-      const expected = await alone(reference, requests);
-      let started = 0;
-      const answers: Promise<Answer>[] = [];
-      // Each joins when the one before it has said its second token.
-      const join = async (): Promise<Answer> => {
-        const each = requests[started++]!, tokens: number[] = [], logprobs: number[] = [];
-        for await (const chunk of model.generate(each)) {
-          tokens.push(...chunk.tokens);
-          logprobs.push(...chunk.logprobs ?? []);
-          if (tokens.length === 2 && started < requests.length) answers.push(join());
-          if (!chunk.finishReason) continue;
-          return { tokens, ...(each.logprobs !== false && { logprobs }), finishReason: chunk.finishReason };
-        }
-        throw new Error("ended without a reason");
-      };
-      answers.push(join());
-      for (let i = 0; i < requests.length; i++) assertEquals(await answers[i], expected[i]);
-      await assertIdle(model);
-    },
-  );
-
-  await t.step("a prompt longer than a step's budget is computed beside those that decode", async () => {
+  "a prompt longer than a step's budget is computed beside those that decode": async (model, reference) => {
     const requests = [request(prompt(4, 1), 20), request(prompt(200, 2), 5), request(prompt(7, 3), 12)];
     assertEquals(await together(model, requests), await alone(reference, requests));
     await assertIdle(model);
-  });
+  },
 
-  await t.step("aborting: waiting, in prefill, decoding, over; others go on", async () => {
+  "aborting: waiting, in prefill, decoding, over; others go on": async (model, reference) => {
     const others = [request(prompt(5, 4), 16), request(prompt(60, 5), 8)];
     const expected = await alone(reference, others);
     const answers = together(model, others);
@@ -154,9 +152,9 @@ Deno.test("joining and leaving", async (t) => {
     assertEquals(await answers, expected);
     late.abort();
     await assertIdle(model);
-  });
+  },
 
-  await t.step("samples of one prompt: the first as alone, the others as with seeds of their own", async () => {
+  "samples of one prompt: the first as alone, the others as with seeds of their own": async (model, reference) => {
     const base = request(prompt(37, 10), 8, { seed: 40, temperature: 2 });
     const [first, second, third] = await alone(reference, [0, 1, 2].map((i) => ({ ...base, seed: 40 + i })));
     const before = model.stats().promptTokens;
@@ -166,9 +164,9 @@ Deno.test("joining and leaving", async (t) => {
     assertEquals(usage, { promptTokens: 37, completionTokens: 24, cachedTokens: 0 });
     assert(model.stats().promptTokens - before <= 37 + 2, "the prompt is computed once, but for its last token");
     await assertIdle(model);
-  });
+  },
 
-  await t.step("aborting samples while their prompt is computed", async () => {
+  "aborting samples while their prompt is computed": async (model) => {
     const controller = new AbortController(), { signal } = controller, before = model.stats().promptTokens;
     afterSteps(model, () => {
       assertEquals([model.stats().running, model.stats().waiting], [1, 2]);
@@ -179,9 +177,9 @@ Deno.test("joining and leaving", async (t) => {
     assertEquals(samples!.map(({ tokens, finishReason }) => [tokens, finishReason]), Array(3).fill([[], "abort"]));
     assert(model.stats().promptTokens - before < 150);
     await assertIdle(model);
-  });
+  },
 
-  await t.step("the likeliest tokens are in order, and the drawn one's figure is the same among them", async () => {
+  "the likeliest tokens are in order, and the drawn one's figure is the same among them": async (model) => {
     const { tokens, logprobs, topLogprobs } = await model.complete(
       request(prompt(6, 11), 4, { temperature: 0, logprobs: 20 }),
     );
@@ -190,9 +188,9 @@ Deno.test("joining and leaving", async (t) => {
       assertEquals(top[0], { token: tokens[i]!, logprob: logprobs![i]! });
       assertEquals(top.map(({ logprob }) => logprob), top.map(({ logprob }) => logprob).sort((a, b) => b - a));
     });
-  });
+  },
 
-  await t.step("many prompts, one call", async () => {
+  "many prompts, one call": async (model, reference) => {
     const answers = await model.generate(["Once upon a time", [301, 302], [{ role: "user", content: "Hi" }]], {
       temperature: 0,
       maxTokens: 4,
@@ -202,13 +200,19 @@ Deno.test("joining and leaving", async (t) => {
     assertEquals(answers[0]!.tokens, text!.tokens);
     await assertRejects(() => model.generate(["a", ""], { maxTokens: 200 }), Error, "prompt is empty");
     await assertIdle(model);
-  });
+  },
+};
+
+Deno.test("joining and leaving", async (t) => {
+  await using reference = await storyModel({ ...SMALL, maxSteps: 1, prefixCache: false });
+  await using model = await storyModel(SMALL);
+
+  for (const [name, run] of Object.entries(JOINING)) await t.step(name, () => run(model, reference));
 });
 
-Deno.test("memory that runs out", async (t) => {
-  await using reference = await storyModel({ ...SMALL, maxSteps: 1, prefixCache: false });
-
-  await t.step("the youngest yields, and loses nothing", async () => {
+/** Requests that ask for more than there is, each on a model of its own. */
+const MEMORY: Readonly<Record<string, (reference: Story) => Promise<void>>> = {
+  "the youngest yields, and loses nothing": async (reference) => {
     await using model = await storyModel({ ...SMALL, kvMemory: blocks(9, reference) });
     const requests = [20, 25, 12, 30].map((length, i) =>
       request(prompt(length, i + 20), 60 + 5 * i, { temperature: i % 2 })
@@ -216,9 +220,9 @@ Deno.test("memory that runs out", async (t) => {
     assertEquals(await together(model, requests), await alone(reference, requests));
     assert(model.stats().preemptions > 0);
     await assertIdle(model);
-  });
+  },
 
-  await t.step("aborting one that has yielded, and waits to be computed anew", async () => {
+  "aborting one that has yielded, and waits to be computed anew": async (reference) => {
     await using model = await storyModel({ ...SMALL, kvMemory: blocks(9, reference) });
     const controller = new AbortController();
     const requests = [20, 25, 12].map((length, i) => request(prompt(length, i + 24), 60 + 5 * i));
@@ -237,9 +241,9 @@ Deno.test("memory that runs out", async (t) => {
     assertEquals(youngest.tokens, expected[2]!.tokens.slice(0, youngest.tokens.length));
     assertEquals(await answers, expected.slice(0, 2));
     await assertIdle(model);
-  });
+  },
 
-  await t.step("a request that outgrows the pool is refused with the numbers, at once", async () => {
+  "a request that outgrows the pool is refused with the numbers, at once": async (reference) => {
     await using model = await storyModel({ ...SMALL, kvMemory: blocks(4, reference) });
     const running = model.complete(request(prompt(5, 30), 10));
     await assertRejects(
@@ -248,9 +252,9 @@ Deno.test("memory that runs out", async (t) => {
       "request of up to 130 tokens: it needs 9 blocks of 16, the pool has 4",
     );
     assertEquals([answer(await running)], await alone(reference, [request(prompt(5, 30), 10)]));
-  });
+  },
 
-  await t.step("a shared prefix is computed once, also after others have driven it out in part", async () => {
+  "a shared prefix is computed once, also after others have driven it out in part": async (reference) => {
     await using model = await storyModel({ ...SMALL, kvMemory: blocks(12, reference) });
     const shared = prompt(80, 40);
     const requests = [0, 1, 2].map((i) => request([...shared, 500 + i, 600 + i], 3));
@@ -267,9 +271,9 @@ Deno.test("memory that runs out", async (t) => {
     const salted = await model.complete({ ...requests[2]!, cacheSalt: "mine" });
     assertEquals([answer(salted), salted.usage.cachedTokens], [expected[2], 0]);
     await assertIdle(model);
-  });
+  },
 
-  await t.step("who has the smaller number goes first under the policy of priorities", async () => {
+  "who has the smaller number goes first under the policy of priorities": async () => {
     await using model = await storyModel({ ...SMALL, maxNumSeqs: 1, policy: "priority" });
     const order: number[] = [];
     await Promise.all([5, 9, 1, 3].map(async (priority) => {
@@ -277,7 +281,13 @@ Deno.test("memory that runs out", async (t) => {
       order.push(priority);
     }));
     assertEquals(order, [1, 3, 5, 9]);
-  });
+  },
+};
+
+Deno.test("memory that runs out", async (t) => {
+  await using reference = await storyModel({ ...SMALL, maxSteps: 1, prefixCache: false });
+
+  for (const [name, run] of Object.entries(MEMORY)) await t.step(name, () => run(reference));
 });
 
 Deno.test("alone or among 50: the same tokens, the same log-probabilities to the last bit", async () => {
