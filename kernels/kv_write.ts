@@ -20,6 +20,7 @@ import {
   type TensorType,
 } from "../tensor/kernel.ts";
 import { kernelNode, type Node, output } from "../tensor/node.ts";
+import { isWide, wideGrid, wideWgsl } from "./kv_write_wide.ts";
 import { anglesWgsl, checkRotation, pairOf, pairWgsl, type RopeParams } from "./rope.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
 
@@ -276,9 +277,11 @@ export const ropeAndWriteKvKernel: Kernel<RopeAndWriteKvParams> = {
     }
     return [{ dtype: "f32", shape: [qkv.shape[0]!, heads, headDim] }, keys!, values!];
   },
-  wgsl: fusedWgsl,
-  grid: ({ params, inputs }, _caps, resolve) =>
-    rowGrid(params.heads + 2 * params.kvHeads, resolve(inputs[0]!.shape[0]!)),
+  wgsl: (call, caps) => isWide(call, caps) ? wideWgsl(call) : fusedWgsl(call, caps),
+  grid(call, caps, resolve) {
+    const { params, inputs } = call, rows = resolve(inputs[0]!.shape[0]!);
+    return isWide(call, caps) ? wideGrid(params, rows) : rowGrid(params.heads + 2 * params.kvHeads, rows);
+  },
   reference: fusedReference,
   cost({ params, inputs }, caps, resolve) {
     const { heads, kvHeads, headDim, rotaryDim, eps } = params, rows = resolve(inputs[0]!.shape[0]!);

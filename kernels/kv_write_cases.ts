@@ -107,4 +107,16 @@ export const cases: KernelCase<RopeAndWriteKvParams>[] = [{
     "7B, 512 rows": (random) => fusedCall(512, qwen7, random),
     "Qwen3-0.6B, 128 rows": (random) => fusedCall(128, qwen3, random),
   },
+}, {
+  name: "rope_write_kv for many rows",
+  kernel: ropeAndWriteKvKernel,
+  random(random) {
+    const headDim = [8, 32, 64, 72, 128][random.integer(0, 4)]!, kvHeads = random.integer(1, 3);
+    const params = { heads: kvHeads * random.integer(1, 7), kvHeads, headDim, rotaryDim: headDim, traditional: false };
+    return fusedCall(random.integer(17, 40), params, random);
+  },
+  tolerance: (call, [, keys, values]) => {
+    const computed = turned(call), type = call.inputs[4]!.dtype;
+    return [computed, stored(type, keys!, computed), stored(type, values!, 0)];
+  },
 }];
