@@ -7,6 +7,7 @@ import type { Precision } from "../model/decoder.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import type { EngineClient } from "../serving/engine_types.ts";
 import { makeEngine } from "../serving/load_engine.ts";
+import type { Runner } from "../serving/runner.ts";
 import type { Device } from "../tensor/mod.ts";
 import { randomDecoder } from "./random_model.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
@@ -27,11 +28,17 @@ export interface BenchEngineOptions {
 /** Tokens of a block. */
 export const BLOCK = 16;
 
-/** An engine, what compiles every program that it can need, and what joins the dispatches of those that it has compiled. */
+/** An engine, and what benches do beside it. */
 export interface BenchEngine {
   readonly engine: EngineClient;
+  /** Bytes of its weights. */
+  readonly weightBytes: number;
+  /** Compiles every program that it can need. */
   readonly warmUp: () => Promise<void>;
+  /** Joins the dispatches of the programs that it has compiled. */
   readonly join: () => Promise<void>;
+  /** The program that it runs for a step, and the values of the step. */
+  readonly programOf: Runner["programOf"];
 }
 
 /** An engine that owns its weights and pool; closing it frees them. */
@@ -45,5 +52,11 @@ export function openBenchEngine(device: Device, options: BenchEngineOptions): Be
   const { engine, runner } = makeEngine(parts, { precision, prefixCache }, () => {
     [runner, cache, weights].forEach((held) => "dispose" in held ? held.dispose() : held.release());
   });
-  return { engine, warmUp: () => runner.warmUp(["greedy"]), join: () => runner.join() };
+  return {
+    engine,
+    weightBytes: weights.bytes,
+    warmUp: () => runner.warmUp(["greedy"]),
+    join: () => runner.join(),
+    programOf: (step) => runner.programOf(step),
+  };
 }

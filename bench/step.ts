@@ -1,22 +1,21 @@
 /**
- * Times one step of a whole model over random weights in real shapes: in the engine as it serves, and the program of the step
- * on its own, which is what the GPU allows and where its time goes.
+ * Times one step of a whole model over random weights in real shapes: in the engine as it serves, then the program that the
+ * engine ran on its own, which is what the GPU allows and where its time goes.
  *
  * @module
  */
-import { greedy } from "../kernels/argmax.ts";
-import { batchInputs, type BatchValues } from "../model/batch.ts";
-import { forward, type Precision } from "../model/decoder.ts";
-import { KvCache } from "../model/kv_cache.ts";
-import { compile, type Device, type Program } from "../tensor/mod.ts";
+import type { Precision } from "../model/decoder.ts";
+import type { Scheduled, ScheduledStep } from "../serving/scheduled_step.ts";
+import { Sequence } from "../serving/sequence.ts";
+import type { Device, Program, RunValues } from "../tensor/mod.ts";
 import { type Ceilings, leastSeconds } from "./ceilings.ts";
-import { randomDecoder } from "./random_model.ts";
 import type { Result } from "./result.ts";
 import { type RoleTime, timeByRole } from "./roles.ts";
-import { BLOCK } from "./serve_engine.ts";
+import { type BenchEngine, BLOCK } from "./serve_engine.ts";
 import { decodeOnEngine, prefillOnEngine } from "./step_engine.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
 import { median, type Summary } from "./statistics.ts";
+import { finish } from "./timing.ts";
 
 /** What is timed. */
 export interface StepOptions {
@@ -40,7 +39,7 @@ export interface StepOptions {
 export interface StepResult extends Result, StepOptions {
   /** Tokens a second of the real engine: scheduler, sampling on the GPU, token ids on the host. */
   readonly tokensPerSecond: number;
-  /** Tokens a second where a program alone runs, step after step, and nothing is read: what the GPU allows. */
+  /** Tokens a second where the engine's program alone runs, step after step, and nothing is read: what the GPU allows. */
   readonly aheadTokensPerSecond: number;
   /** Milliseconds of a step of the engine, or of all steps of a prefill. */
   readonly stepMs: number;
@@ -52,53 +51,52 @@ export interface StepResult extends Result, StepOptions {
   readonly encodeMs: number;
   /** Milliseconds of the CPU that scheduling a step takes. */
   readonly schedulingMs: number;
+  /** Dispatches of a step, joined ones as one. */
   readonly dispatches: number;
   readonly weightBytes: number;
   /** Weights read a second, ahead. */
   readonly bytesPerSecond: number;
   /** What the step would take at the device's measured rates of memory and of operations, as a share of what it takes. */
   readonly roofline: number;
-  /** GPU time by what dispatches are for, by timestamps; each dispatch in a pass of its own. Where a profile was asked for. */
+  /** GPU time by what dispatches are for, by timestamps; each dispatch in a pass of its own, none joined. Where a profile was asked for. */
   readonly roles?: readonly RoleTime[];
 }
 
-function stepValues({ batch, tokens, context }: StepOptions, maxBlocks: number): BatchValues {
-  const total = batch * tokens, first = context - tokens;
-  const each = (count: number, value: (i: number) => number): Int32Array =>
-    Int32Array.from({ length: count }, (_, i) => value(i));
-  const position = (t: number): number => first + t % tokens, sequence = (t: number): number => Math.floor(t / tokens);
-  return {
-    inputs: {
-      tokens: each(total, (t) => 17 + t),
-      positions: each(total, position),
-      slotMapping: each(total, (t) => sequence(t) * maxBlocks * BLOCK + position(t)),
-      queryStart: each(batch + 1, (b) => b * tokens),
-      contextLens: each(batch, () => context),
-      blockTables: each(batch * maxBlocks, (i) => i),
-      logitRows: each(batch, (b) => b * tokens + tokens - 1),
-    },
-    sizes: { tokens: total, sequences: batch, rows: batch },
-  };
+/**
+ * The step that an engine makes of so many sequences at their context's end: of a prompt that is read in chunks a whole chunk, of
+ * prompts that have no room in one step as many as have. Their blocks follow each other in a pool that nobody uses.
+ */
+export function stepOf(
+  { batch, tokens, context, chunk }: Pick<StepOptions, "batch" | "tokens" | "context" | "chunk">,
+): ScheduledStep {
+  const numTokens = Math.min(tokens, chunk), room = Math.max(1, Math.floor(Math.max(chunk, batch) / numTokens));
+  const blocks = Math.ceil(context / BLOCK);
+  const scheduled = Array.from({ length: Math.min(batch, room) }, (_, s): Scheduled => {
+    const sequence = new Sequence(Array.from({ length: context }, (_, i) => 17 + (s + i) % 97));
+    sequence.blockTable.push(...Array.from({ length: blocks }, (_, block) => s * blocks + block));
+    return { sequence, start: context - numTokens, numTokens, draws: true };
+  });
+  return { number: 1, task: "generate", scheduled, numTokens: scheduled.length * numTokens, copies: [] };
 }
 
 /** CPU milliseconds of each step: upload, encode and submit. The GPU is waited for between them. */
-async function timeEncoding(program: Program, values: BatchValues, steps: number): Promise<number> {
+async function timeEncoding(device: Device, program: Program, values: RunValues, steps: number): Promise<number> {
   const times: number[] = [];
   for (let step = 0; step < steps; step++) {
     const start = performance.now();
     program.run(values);
     times.push(performance.now() - start);
-    await program.read(0, values.sizes);
+    await finish(device);
   }
   return median(times);
 }
 
-/** Steps that run ahead: one read-back at the end. The first quarter warms clocks up. */
-async function timeAhead(program: Program, values: BatchValues, steps: number): Promise<number> {
+/** Milliseconds of steps that run ahead, with one read-back at the end. The first quarter warms clocks up. */
+async function timeAhead(device: Device, program: Program, values: RunValues, steps: number): Promise<number> {
   const run = async (count: number): Promise<number> => {
     const start = performance.now();
     for (let step = 0; step < count; step++) program.run(values);
-    await program.read(0, values.sizes);
+    await finish(device);
     return (performance.now() - start) / count;
   };
   await run(Math.max(1, steps >> 2));
@@ -113,42 +111,52 @@ function leastMilliseconds(program: Program, ceilings: Ceilings): number {
 /** The figures of a program on its own. */
 type ProgramFigures = Pick<
   StepResult,
-  "aheadMs" | "encodeMs" | "dispatches" | "weightBytes" | "bytesPerSecond" | "roofline" | "roles"
+  | "aheadTokensPerSecond"
+  | "aheadMs"
+  | "encodeMs"
+  | "dispatches"
+  | "weightBytes"
+  | "bytesPerSecond"
+  | "roofline"
+  | "roles"
 >;
 
-/** Times the program of a step without an engine; with `profile`, a line a dispatch goes to standard error. */
-async function timeProgram(device: Device, options: StepOptions, ceilings: Ceilings): Promise<ProgramFigures> {
-  const { shape, precision, batch, tokens, context, steps } = options;
-  const config = shapeConfig(shape), maxBlocks = Math.ceil(context / BLOCK), total = batch * tokens;
-  const weights = randomDecoder(device, config, context), { bytes: weightBytes } = weights;
-  const cache = new KvCache(device, config, { numBlocks: batch * maxBlocks, blockSize: BLOCK, dtype: "f16" });
-  const limits = { maxTokens: total, maxSequences: batch, maxBlocks, maxLogitRows: batch };
-  const program = compile(device, () => greedy(forward(weights, config, batchInputs(limits), cache, precision)).token);
-  try {
-    const values = stepValues(options, maxBlocks), { dispatchCount: dispatches } = program;
-    const aheadMs = await timeAhead(program, values, steps), encodeMs = await timeEncoding(program, values, steps);
-    const roofline = leastMilliseconds(program, ceilings) / aheadMs, bytesPerSecond = 1000 * weightBytes / aheadMs;
-    const figures = { aheadMs, encodeMs, dispatches, weightBytes, bytesPerSecond, roofline };
-    if (!options.profile) return figures;
-    const microseconds = await program.profile(values);
-    console.error(program.explain({ microseconds, bytesPerSecond: ceilings.bytesPerSecond }));
-    return { ...figures, roles: timeByRole(program.dispatches, microseconds, config, total, batch) };
-  } finally {
-    program.dispose();
-    [cache, weights].forEach((held) => held.release());
-  }
+/** Times the program that an engine runs for a step; with `profile`, a line a dispatch goes to standard error. */
+async function timeProgram(
+  device: Device,
+  { programOf, join, weightBytes }: BenchEngine,
+  options: StepOptions,
+  ceilings: Ceilings,
+): Promise<ProgramFigures> {
+  const { shape, steps } = options, step = stepOf(options), { program, values } = programOf(step);
+  await join();
+  const aheadMs = await timeAhead(device, program, values, steps);
+  const figures = {
+    aheadTokensPerSecond: 1000 * step.numTokens / aheadMs,
+    aheadMs,
+    encodeMs: await timeEncoding(device, program, values, steps),
+    dispatches: program.dispatchCount,
+    weightBytes,
+    bytesPerSecond: 1000 * weightBytes / aheadMs,
+    roofline: leastMilliseconds(program, ceilings) / aheadMs,
+  };
+  if (!options.profile) return figures;
+  const microseconds = await program.profile(values), rows = step.scheduled.length;
+  console.error(program.explain({ microseconds, bytesPerSecond: ceilings.bytesPerSecond }));
+  return {
+    ...figures,
+    roles: timeByRole(program.dispatches, microseconds, shapeConfig(shape), step.numTokens, rows),
+  };
 }
 
-/** Times a step in the engine, and its program without one. */
+/** Times a step in the engine, and its program alone. */
 export async function timeStep(
   device: Device,
   options: StepOptions,
   ceilings: Ceilings,
 ): Promise<Omit<StepResult, keyof Result>> {
-  const engine = options.tokens === 1 ? await decodeOnEngine(device, options) : await prefillOnEngine(device, options);
-  // A longer prompt is read in chunks: on its own, the last one of them.
-  const tokens = Math.min(options.tokens, options.chunk), total = options.batch * tokens;
-  const program = await timeProgram(device, { ...options, tokens }, ceilings);
+  const onEngine = options.tokens === 1 ? decodeOnEngine : prefillOnEngine;
+  const figures = await onEngine(device, options, (bench) => timeProgram(device, bench, options, ceilings));
   const { profile: _, ...rest } = options;
-  return { ...rest, ...engine, aheadTokensPerSecond: 1000 * total / program.aheadMs, ...program };
+  return { ...rest, ...figures };
 }

@@ -1,11 +1,12 @@
 /**
- * Decoding and prefill as the engine does them: requests in, token ids out, in the bench's own thread.
+ * Decoding and prefill as the engine does them: requests in, token ids out, in the bench's own thread. What is timed of the
+ * engine's parts comes after, on the same engine, while it has nothing to do.
  *
  * @module
  */
 import { seededRandom } from "../kernels/random.ts";
 import type { Device } from "../tensor/mod.ts";
-import { openBenchEngine } from "./serve_engine.ts";
+import { type BenchEngine, openBenchEngine } from "./serve_engine.ts";
 import { steadyRate, submit, timeToFirstToken, type Trace } from "./serve_replay.ts";
 import { shapeConfig } from "./shapes.ts";
 import { summarise } from "./statistics.ts";
@@ -24,12 +25,16 @@ type EngineFigures = Pick<StepResult, "tokensPerSecond" | "stepMs" | "step" | "s
  * Times decoding: all sequences at once, their contexts `context` tokens long in the middle of what is timed. Dispatches are joined
  * before, as in an engine that is warm.
  */
-export async function decodeOnEngine(device: Device, options: StepOptions): Promise<EngineFigures> {
+export async function decodeOnEngine<T>(
+  device: Device,
+  options: StepOptions,
+  after: (bench: BenchEngine) => Promise<T>,
+): Promise<EngineFigures & T> {
   const { batch, context, chunk, steps } = options;
   // Whoever is read first decodes while the others are read; then a quarter of the steps warms clocks up.
   const before = Math.ceil(batch * context / chunk) + (steps >> 2), maxTokens = before + steps + TAIL;
   const length = Math.max(1, context - before - (steps >> 1));
-  return await withEngine(device, options, length + maxTokens, async (prompt, run, join) => {
+  const measure: Measure = async (prompt, run, join) => {
     await Promise.all(Array.from({ length: batch }, () => run(prompt(length), 32)));
     await join();
     const traces = await Promise.all(Array.from({ length: batch }, () => run(prompt(length), maxTokens)));
@@ -39,13 +44,18 @@ export async function decodeOnEngine(device: Device, options: StepOptions): Prom
     // An output that has several tokens took as many steps.
     const each = late[0]!.outputs.slice(1).map(([at, tokens], i) => (at - late[0]!.outputs[i]![0]) / tokens);
     return { tokensPerSecond, stepMs: 1000 * batch / tokensPerSecond, step: summarise(each) };
-  });
+  };
+  return await withEngine(device, options, length + maxTokens, measure, after);
 }
 
 /** Times prompts of `tokens` tokens, one after the other, each until its first token is there. */
-export async function prefillOnEngine(device: Device, options: StepOptions): Promise<EngineFigures> {
-  const { batch, tokens, steps } = options;
-  return await withEngine(device, options, tokens + 1, async (prompt, run) => {
+export async function prefillOnEngine<T>(
+  device: Device,
+  options: StepOptions,
+  after: (bench: BenchEngine) => Promise<T>,
+): Promise<EngineFigures & T> {
+  const { batch, tokens, context, steps } = options;
+  const measure: Measure = async (prompt, run) => {
     const times: number[] = [];
     for (let step = -Math.max(1, steps >> 2); step < steps; step++) {
       const traces = await Promise.all(Array.from({ length: batch }, () => run(prompt(tokens), 1)));
@@ -53,7 +63,8 @@ export async function prefillOnEngine(device: Device, options: StepOptions): Pro
     }
     const step = summarise(times);
     return { tokensPerSecond: 1000 * batch * tokens / step.p50, stepMs: step.p50, step };
-  });
+  };
+  return await withEngine(device, options, context + 1, measure, after);
 }
 
 /** The outputs with the last `steps` tokens but for the tail, and the one before them. */
@@ -71,16 +82,18 @@ type Measure = (
   join: () => Promise<void>,
 ) => Promise<Omit<EngineFigures, "schedulingMs">>;
 
-async function withEngine(
+async function withEngine<T>(
   device: Device,
   { shape, precision, batch, chunk }: StepOptions,
   contextLength: number,
   measure: Measure,
-): Promise<EngineFigures> {
-  const { engine, join } = openBenchEngine(device, {
+  after: (bench: BenchEngine) => Promise<T>,
+): Promise<EngineFigures & T> {
+  const bench = openBenchEngine(device, {
     ...{ shape, precision, contextLength, maxNumSeqs: batch, maxNumBatchedTokens: Math.max(chunk, batch) },
     ...{ poolTokens: batch * (contextLength + 32), prefixCache: false },
   });
+  const { engine, join } = bench;
   try {
     const random = seededRandom(1), { vocabSize } = shapeConfig(shape);
     const figures = await measure(
@@ -89,7 +102,7 @@ async function withEngine(
       join,
     );
     const { schedulingMs, steps } = engine.stats();
-    return { ...figures, schedulingMs: schedulingMs / Math.max(1, steps) };
+    return { ...figures, schedulingMs: schedulingMs / Math.max(1, steps), ...await after(bench) };
   } finally {
     await engine.close(new Error("The bench is over"));
   }

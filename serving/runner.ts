@@ -17,7 +17,7 @@ import type { KvCache } from "../model/kv_cache.ts";
 import type { Device } from "../tensor/device.ts";
 import { Sym } from "../tensor/dim.ts";
 import { buffer, input, type Node } from "../tensor/node.ts";
-import { compile, type Program } from "../tensor/program.ts";
+import { compile, type Program, type RunValues } from "../tensor/program.ts";
 import type { Storage } from "../tensor/storage.ts";
 import { BatchBuilder } from "./batch.ts";
 import type { BlockCopy } from "./block_manager.ts";
@@ -258,6 +258,17 @@ export class Runner {
       if (captured.short && captured.steps < JOINED_AFTER) await captured.program.join();
       captured.steps = Math.max(captured.steps, JOINED_AFTER);
     }
+  }
+
+  /**
+   * The program that a step of drawing runs, and the values that it takes, until another step is prepared: benches time it on its
+   * own.
+   */
+  programOf(step: ScheduledStep): { readonly program: Program; readonly values: RunValues } {
+    const { sampler, inputs: rowInputs } = this.#rows.encode(step.scheduled, "none");
+    const { program, builder } = this.#capture(this.#limits(step), sampler);
+    const { inputs, sizes } = builder.build(step.scheduled, { rows: "drawing", firstSlot: 0, slotOf: this.#slotOf });
+    return { program, values: { inputs: { ...inputs, ...rowInputs }, sizes } };
   }
 
   /** The dispatches of every program compiled so far; of the greedy decode step where there is none. */

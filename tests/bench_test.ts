@@ -2,15 +2,18 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { BenchArguments } from "../bench/arguments.ts";
 import { compareResults, comparisonHead, comparisonTable } from "../bench/compare.ts";
 import { roleOf } from "../bench/roles.ts";
-import { latencies, replay, steadyRate } from "../bench/serve_replay.ts";
+import { openBenchEngine } from "../bench/serve_engine.ts";
+import { latencies, replay, steadyRate, submit } from "../bench/serve_replay.ts";
 import { compareWaits } from "../bench/serve_timing.ts";
 import { shapeConfig } from "../bench/shapes.ts";
 import { cumulative, summarise } from "../bench/statistics.ts";
+import { stepOf } from "../bench/step.ts";
 import { barChart, lineChart } from "../bench/svg.ts";
 import { formatNumber, formatTable } from "../bench/table.ts";
 import { longestRequest, makeWorkload, workloadNames } from "../bench/workload.ts";
 import { seededRandom } from "../kernels/random.ts";
 import type { EngineClient, EngineStats } from "../serving/engine_types.ts";
+import { openDevice } from "../tensor/mod.ts";
 
 Deno.test("bench: workloads are the same for the same seed, and as their names say", () => {
   const options = { seed: 3, vocabSize: 1000, scale: 1, rate: Infinity };
@@ -68,6 +71,29 @@ Deno.test("bench: the steady rate counts from the last first token to the first 
   const { tokensPerSecond, milliseconds } = steadyRate([trace(10, 20, 30, 40, 50), trace(20, 30, 50, 60)]);
   assertEquals([Math.round(tokensPerSecond), milliseconds], [333, 30]);
   assertEquals(steadyRate([trace(10), trace(20)]).tokensPerSecond, 0);
+});
+
+Deno.test("bench: what is timed on its own is the program that the engine ran", async () => {
+  const device = await openDevice(),
+    limits = { maxNumSeqs: 2, maxNumBatchedTokens: 8, poolTokens: 64, contextLength: 32 };
+  const bench = openBenchEngine(device, { shape: "stories", precision: "exact", prefixCache: false, ...limits });
+  await submit(bench.engine, { prompt: [1, 2, 3, 4, 5, 6, 7, 8], maxTokens: 3 }).done;
+  const compiled = device.pipelineCount, context = 20, chunk = 8;
+  const decode = bench.programOf(stepOf({ batch: 1, tokens: 1, context, chunk })).program;
+  const prefill = bench.programOf(stepOf({ batch: 2, tokens: 12, context, chunk })).program;
+  assertEquals([device.pipelineCount, decode === prefill], [compiled, false]);
+  await bench.engine.close(new Error("The test is over"));
+  device.close();
+});
+
+Deno.test("bench: a step is what an engine would make of so many sequences", () => {
+  const options = { context: 20, chunk: 8 };
+  const sizes = (batch: number, tokens: number): number[] => {
+    return stepOf({ batch, tokens, ...options }).scheduled.map(({ numTokens }) => numTokens);
+  };
+  assertEquals([sizes(3, 1), sizes(12, 1).length, sizes(3, 4), sizes(2, 12)], [[1, 1, 1], 12, [4, 4], [8]]);
+  const [first, second] = stepOf({ batch: 2, tokens: 1, ...options }).scheduled;
+  assertEquals([first!.start, first!.sequence.blockTable, second!.sequence.blockTable], [19, [0, 1], [2, 3]]);
 });
 
 Deno.test("bench: waits are compared by output and by token", () => {
