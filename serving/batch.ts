@@ -6,6 +6,7 @@
 import type { BatchLimits, BatchValues } from "../model/batch.ts";
 import type { Scheduled } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
+import type { TokenSlots } from "./token_slots.ts";
 
 /** Which rows need logits, and where what is drawn from them stays. */
 export interface BatchRows {
@@ -13,8 +14,8 @@ export interface BatchRows {
   readonly rows: "drawing" | "all";
   /** Slot of the first row's token; those of the others follow. */
   readonly firstSlot?: number;
-  /** Slot of a token that is in flight. */
-  readonly slotOf?: (sequence: Sequence, position: number) => number | undefined;
+  /** Has the slots of tokens in flight. */
+  readonly slots?: Pick<TokenSlots, "slotOf">;
 }
 
 /** Makes the values of steps within limits. Its arrays are used again: values hold until the next step is built. */
@@ -86,10 +87,10 @@ export class BatchBuilder {
   }
 
   /** Ids, positions and places in the pool, from row `row` on. */
-  #place({ sequence, start, numTokens }: Scheduled, row: number, { slotOf }: BatchRows): void {
+  #place({ sequence, start, numTokens }: Scheduled, row: number, { slots }: BatchRows): void {
     const { tokens, blockTable } = sequence, blockSize = this.#blockSize;
     for (let position = start; position < start + numTokens; position++, row++) {
-      this.#tokens[row] = tokens[position] ?? inFlight(sequence, position, slotOf);
+      this.#tokens[row] = tokens[position] ?? inFlight(sequence, position, slots);
       this.#positions[row] = position;
       this.#slotMapping[row] = blockTable[Math.floor(position / blockSize)]! * blockSize + position % blockSize;
     }
@@ -97,8 +98,8 @@ export class BatchBuilder {
 }
 
 /** What stands for a token that has been drawn and not been read. */
-function inFlight(sequence: Sequence, position: number, slotOf: BatchRows["slotOf"]): number {
-  const slot = slotOf?.(sequence, position);
+function inFlight(sequence: Sequence, position: number, slots: BatchRows["slots"]): number {
+  const slot = slots?.slotOf(sequence, position);
   if (slot === undefined) throw new Error(`Cannot compute token ${position}: ${sequence.tokens.length} are known`);
   return -1 - slot;
 }

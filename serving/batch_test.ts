@@ -43,10 +43,10 @@ Deno.test("a token in flight is named by its slot, and one that nobody keeps is 
   decode.sequence.numInFlight = 2;
   const builder = new BatchBuilder(limits, 2);
   const slotOf = (_: Sequence, position: number): number | undefined => position === 3 ? 40 : undefined;
-  assertEquals([...builder.build([decode], { rows: "drawing", firstSlot: 0, slotOf }).inputs.tokens], [-41]);
+  assertEquals([...builder.build([decode], { rows: "drawing", firstSlot: 0, slots: { slotOf } }).inputs.tokens], [-41]);
   const lost = { ...decode, start: 4 };
   lost.sequence.blockTable.push(2);
-  assertThrows(() => builder.build([lost], { rows: "drawing", slotOf }), Error, "token 4: 3 are known");
+  assertThrows(() => builder.build([lost], { rows: "drawing", slots: { slotOf } }), Error, "token 4: 3 are known");
 });
 
 Deno.test("what exceeds a program or a table is refused with the numbers", () => {

@@ -250,6 +250,25 @@ Deno.test("steps are submitted ahead in runs, and what runs past an end is dropp
   await assertIdle(engine);
 });
 
+Deno.test("penalties and a full house keep no step from being submitted ahead", async () => {
+  const { runner, engine } = setUp(32, 4);
+  const answers = await Promise.all([
+    ask(engine, [10], { maxTokens: 20, repetitionPenalty: 1.1 }),
+    ask(engine, [20], { maxTokens: 20, frequencyPenalty: 1 }),
+    ask(engine, [30], { maxTokens: 20 }),
+    ask(engine, [40], { maxTokens: 20 }), // waits until one of the three is over
+  ]);
+  assertEquals(
+    answers.map(({ tokens }) => tokens),
+    [10, 20, 30, 40].map((first) => {
+      return Array.from({ length: 20 }, (_, i) => first + i + 1);
+    }),
+  );
+  assertEquals(runner.steps.slice(0, 19), Array(19).fill([1, 1, 1]));
+  assertEquals(Math.max(...runner.runs), 4);
+  await assertIdle(engine);
+});
+
 Deno.test("samples of one prompt are answers of one request", async () => {
   const { runner, engine } = setUp(32, 4);
   const generation = submit(engine, [10, 11, 12, 13, 14], { n: 3, maxTokens: 4 });

@@ -4,20 +4,20 @@
  * The first step of the next run is scheduled and encoded while the device works, and submitted as soon as the read is there,
  * before the host looks at what was drawn. What ran past a stop is for the engine to discard.
  *
- * A run is short where someone would wait for its end: it has one step while requests wait to be admitted, while a prompt is
- * computed, and where a draw needs the host (penalties) or reports more than an id. On a CPU device, where steps are long and
+ * A run is short where someone would wait for its end: it has one step while a request could be admitted, while a prompt is
+ * computed, and where a draw reports more than an id. On a CPU device, where steps are long and
  * compete with the host, nothing is submitted ahead.
  *
  * @module
  */
 import type { PreparedStep, Runner, StepResult, SubmittedStep } from "./runner.ts";
 import type { Details } from "./sampler.ts";
-import type { Scheduled, ScheduledStep } from "./scheduled_step.ts";
+import type { Scheduled } from "./scheduled_step.ts";
 import type { Scheduler } from "./scheduler.ts";
 
 /** What steps are made of and where they run. */
 export interface LookAheadOptions {
-  readonly scheduler: Pick<Scheduler, "schedule" | "numWaiting">;
+  readonly scheduler: Pick<Scheduler, "schedule" | "canAdmit">;
   readonly runner: Pick<Runner, "prepare" | "read">;
   /** Most steps of a run. With 1 nothing is submitted before what runs has been read. */
   readonly maxSteps: number;
@@ -58,9 +58,7 @@ export class LookAhead {
     this.#submitRun();
     const steps = this.#submitted;
     if (steps.length === 0) return [];
-    const next = this.#options.maxSteps > 1 && !steps.some(({ step }) => needsHost(step))
-      ? this.#prepare(true)
-      : undefined;
+    const next = this.#options.maxSteps > 1 ? this.#prepare(true) : undefined;
     const results = await this.#options.runner.read(steps);
     this.#stepMs = (performance.now() - start) / steps.length;
     this.#submitted = [];
@@ -98,7 +96,7 @@ export class LookAhead {
     const details = strongest(step.scheduled.filter(({ draws }) => draws).map(detailsOf));
     const decodes = step.task === "generate" &&
       step.scheduled.every(({ numTokens, draws }) => draws && numTokens === 1);
-    const followed = decodes && details === "none" && scheduler.numWaiting === 0 && !needsHost(step);
+    const followed = decodes && details === "none" && !scheduler.canAdmit;
     return { prepared: runner.prepare(step, details, ahead), followed };
   }
 }
@@ -108,11 +106,6 @@ interface Next {
   readonly prepared: PreparedStep;
   /** Whether another may be submitted before it is read. */
   readonly followed: boolean;
-}
-
-/** Whether the next draw of a sequence depends on what this step draws, through the host. */
-function needsHost({ scheduled }: ScheduledStep): boolean {
-  return scheduled.some(({ sequence }) => sequence.needsHistory);
 }
 
 function strongest(details: readonly Details[]): Details {

@@ -29,10 +29,13 @@ import {
   type Sampled,
   type Sampler,
   samplerNodes,
+  samplerOf,
   SamplerRows,
+  type WayOfDrawing,
 } from "./sampler.ts";
 import type { ScheduledStep } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
+import { TokenSlots } from "./token_slots.ts";
 
 export type { Sampled } from "./sampler.ts";
 
@@ -110,18 +113,17 @@ export class Runner {
   readonly #captured = new Map<string, Captured>();
   readonly #rows = new SamplerRows();
   readonly #tokenBuckets: readonly number[];
-  readonly #slots: Storage;
-  /** What each sequence drew last: the index of the token and its slot. */
-  readonly #lastDraws = new WeakMap<Sequence, { readonly position: number; readonly slot: number }>();
-  #nextSlot = 0;
+  readonly #slots: TokenSlots;
+  /** The tokens in the slots. */
+  readonly #drawn: Storage;
   #copier: Program | undefined;
 
   /** A runner that has compiled nothing yet. */
   constructor(model: RunnerModel) {
     this.#model = model;
     this.#tokenBuckets = tokenBuckets(model.maxNumBatchedTokens, model.device.caps.cpu);
-    // A step may name slots of the run before, while its own run draws; and what does not fit at the ring's end leaves a gap.
-    this.#slots = model.device.storage("i32", [2 * (model.maxSteps + 1) * model.maxNumSeqs], "drawn tokens");
+    this.#slots = new TokenSlots(model.maxNumSeqs, model.maxSteps);
+    this.#drawn = model.device.storage("i32", [this.#slots.size], "drawn tokens");
   }
 
   /** Most tokens of a step. */
@@ -148,14 +150,11 @@ export class Runner {
   }
 
   #prepareDraws(step: ScheduledStep, details: Details, ahead: boolean): PreparedStep {
-    const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details);
+    const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details, this.#slots);
     const captured = this.#capture(this.#limits(step), sampler), { program, builder } = captured;
     const drawing = scheduled.filter(({ draws }) => draws);
-    const firstSlot = this.#takeSlots(drawing.length);
-    const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slotOf: this.#slotOf });
-    drawing.forEach(({ sequence, start, numTokens }, row) => {
-      this.#lastDraws.set(sequence, { position: start + numTokens, slot: firstSlot + row });
-    });
+    const firstSlot = this.#slots.take(scheduled);
+    const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slots: this.#slots });
     if (ahead) program.encodeAhead(sizes);
     const { vocabSize } = this.#model.config;
     const submit = (): SubmittedStep => {
@@ -188,7 +187,7 @@ export class Runner {
     const submit = (): SubmittedStep => {
       this.#copy(step.copies);
       program.run({ inputs, sizes });
-      return { step, drawing: [], firstSlot: this.#nextSlot, readDetails: undefined, readLogits };
+      return { step, drawing: [], firstSlot: 0, readDetails: undefined, readLogits };
     };
     return { submit };
   }
@@ -220,7 +219,7 @@ export class Runner {
       while (next < steps.length && steps[next]!.firstSlot === end) end += steps[next++]!.drawing.length;
       // A step that draws nothing is waited for all the same, so that aborting takes effect within a step: by reading a slot,
       // since waiting for the queue alone costs 11 ms.
-      const values = await this.#readSlots(Math.min(start, this.#numSlots - 1), Math.max(1, end - start));
+      const values = await this.#readSlots(Math.min(start, this.#slots.size - 1), Math.max(1, end - start));
       for (const { drawing, firstSlot } of steps.slice(first, next)) {
         read.push(drawing.map((_, row) => ({ token: values[firstSlot - start + row]! })));
       }
@@ -229,27 +228,38 @@ export class Runner {
   }
 
   /**
-   * Compiles every program that steps without penalties, biases and log-probabilities can need, and joins the dispatches of short
-   * ones, so that no later step waits.
+   * Compiles every program that steps of some ways of drawing can need, and joins the dispatches of short ones, so that no later step
+   * waits. Log-probabilities have programs of their own, and so do scores: these are not among them.
    *
-   * @param kinds Ways of drawing.
+   * @param ways Those without penalties and biases unless given.
+   * @param told Told how many programs there are, and how many of them are compiled.
    */
-  async warmUp(kinds: readonly Sampler["kind"][] = ["greedy", "sample"]): Promise<void> {
-    const { maxNumSeqs, device } = this.#model;
-    const mostDecoded = this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs) ?? this.maxTokens;
-    for (const maxTokens of this.#tokenBuckets) {
-      const sequences = sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu);
-      const blocks = maxTokens <= mostDecoded ? this.#blockBuckets(maxTokens) : [];
-      const all = [
-        ...sequences.map((maxSequences) => this.#limitsOf(maxTokens, maxSequences)),
-        ...blocks.map((maxBlocks) => this.#decodeLimits(maxTokens, maxBlocks)),
-      ];
-      for (const limits of all) {
-        for (const kind of kinds) this.#capture(limits, { kind, details: "none", adjustments: 0 });
-      }
+  async warmUp(
+    ways: readonly WayOfDrawing[] = ["greedy", "sample"],
+    told: (done: number, all: number) => void = () => {},
+  ): Promise<void> {
+    const wanted = this.#allLimits().flatMap((limits) => ways.map((way) => ({ limits, sampler: samplerOf(way) })));
+    for (const [done, { limits, sampler }] of wanted.entries()) {
+      told(done, wanted.length);
+      this.#capture(limits, sampler);
     }
     this.#copyProgram();
     await this.join();
+    told(wanted.length, wanted.length);
+  }
+
+  /** The bounds of all programs that draw. */
+  #allLimits(): BatchLimits[] {
+    const { maxNumSeqs, device } = this.#model;
+    const mostDecoded = this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs) ?? this.maxTokens;
+    return this.#tokenBuckets.flatMap((maxTokens) => {
+      const sequences = sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu);
+      const blocks = maxTokens <= mostDecoded ? this.#blockBuckets(maxTokens) : [];
+      return [
+        ...sequences.map((maxSequences) => this.#limitsOf(maxTokens, maxSequences)),
+        ...blocks.map((maxBlocks) => this.#decodeLimits(maxTokens, maxBlocks)),
+      ];
+    });
   }
 
   /** Joins the dispatches of short programs compiled so far, where that makes them faster. Takes a second or two. */
@@ -265,9 +275,9 @@ export class Runner {
    * own.
    */
   programOf(step: ScheduledStep): { readonly program: Program; readonly values: RunValues } {
-    const { sampler, inputs: rowInputs } = this.#rows.encode(step.scheduled, "none");
+    const { sampler, inputs: rowInputs } = this.#rows.encode(step.scheduled, "none", this.#slots);
     const { program, builder } = this.#capture(this.#limits(step), sampler);
-    const { inputs, sizes } = builder.build(step.scheduled, { rows: "drawing", firstSlot: 0, slotOf: this.#slotOf });
+    const { inputs, sizes } = builder.build(step.scheduled, { rows: "drawing", firstSlot: 0, slots: this.#slots });
     return { program, values: { inputs: { ...inputs, ...rowInputs }, sizes } };
   }
 
@@ -275,7 +285,7 @@ export class Runner {
   explain(): string {
     if (this.#captured.size === 0) {
       const limits = this.#decodeLimits(1, this.#blockBuckets(1)[0]!);
-      this.#capture(limits, { kind: "greedy", details: "none", adjustments: 0 });
+      this.#capture(limits, samplerOf("greedy"));
     }
     return [...this.#captured].map(([label, { program }]) => `${label}\n${program.explain()}`).join("\n\n");
   }
@@ -285,29 +295,13 @@ export class Runner {
     this.#captured.forEach(({ program }) => program.dispose());
     this.#captured.clear();
     this.#copier?.dispose();
-    this.#slots.release();
-  }
-
-  get #numSlots(): number {
-    return this.#slots.shape[0] as number;
-  }
-
-  /** Slots for the draws of a step, next to each other. */
-  #takeSlots(count: number): number {
-    const first = this.#nextSlot + count > this.#numSlots ? 0 : this.#nextSlot;
-    this.#nextSlot = first + count;
-    return first;
+    this.#drawn.release();
   }
 
   #readSlots(start: number, count: number): ReturnType<Device["read"]> {
-    const { device } = this.#model, { buffer, offset } = device.resident(this.#slots);
+    const { device } = this.#model, { buffer, offset } = device.resident(this.#drawn);
     return device.read(buffer, "i32", count, offset + 4 * start);
   }
-
-  readonly #slotOf = (sequence: Sequence, position: number): number | undefined => {
-    const draw = this.#lastDraws.get(sequence);
-    return draw?.position === position ? draw.slot : undefined;
-  };
 
   #limits({ task, numTokens, scheduled }: ScheduledStep): BatchLimits {
     const maxTokens = this.#tokenBuckets.find((bucket) => bucket >= numTokens);
@@ -367,9 +361,9 @@ export class Runner {
   #trace(limits: BatchLimits, sampler: Sampler | "logits"): Node[] {
     const { weights, config, cache, precision } = this.#model, batch = batchInputs(limits);
     if (sampler === "logits") return [forward(weights, config, batch, cache, precision)];
-    const slots = buffer(this.#slots), tokens = tokenIds(batch.tokens, slots);
+    const slots = buffer(this.#drawn), tokens = tokenIds(batch.tokens, slots);
     const logits = forward(weights, config, { ...batch, tokens }, cache, precision);
-    const { token, details } = samplerNodes(logits, sampler);
+    const { token, details } = samplerNodes(logits, sampler, slots);
     const kept = keepTokens(slots, token, batch.slots);
     return details ? [kept, details] : [kept];
   }

@@ -39,6 +39,15 @@ export interface Sampler {
   readonly adjustments: number;
 }
 
+/** How the rows of a step are drawn: by the likeliest token, at random, or with penalties or biases. */
+export type WayOfDrawing = "greedy" | "sample" | "penalised";
+
+/** The sampler of rows that report ids alone; penalised ones outgrow it, and then need one of the same kernels for more of them. */
+export function samplerOf(way: WayOfDrawing): Sampler {
+  const adjustments = way === "penalised" ? ADJUSTMENTS : 0;
+  return { kind: way === "greedy" ? "greedy" : "sample", details: "none", adjustments };
+}
+
 /** A sampler, and what its program is told. */
 export interface SamplerInputs {
   readonly sampler: Sampler;
@@ -68,7 +77,7 @@ export class SamplerRows {
   encode(
     scheduled: readonly Scheduled[],
     details: Details,
-    slots?: Pick<TokenSlots, "slotsOf">,
+    slots: Pick<TokenSlots, "slotsOf">,
   ): SamplerInputs {
     const drawing = scheduled.filter(({ draws }) => draws), rows = drawing.map(({ sequence }) => this.#row(sequence));
     const isPlain = rows.every(({ hasPenalties, adjustments }) => !hasPenalties && adjustments.length === 0);
@@ -81,7 +90,7 @@ export class SamplerRows {
     let entries = 0;
     drawing.forEach((item, r) => {
       const { record, hasPenalties, adjustments } = rows[r]!, index = indexOf(item);
-      const unread = hasPenalties ? slots?.slotsOf(item.sequence, index) ?? [] : [];
+      const unread = hasPenalties ? slots.slotsOf(item.sequence, index) : [];
       const count = unread.length + adjustments.length / adjustmentWords, at = r * rowWords;
       samplingRows.set(record, at);
       samplingRows[at + rowWord.index] = index;
@@ -136,7 +145,7 @@ function topCount(vocabulary: number): number {
  *
  * @param slots i32: the tokens that the host has not read.
  */
-export function samplerNodes(logits: Node, sampler: Sampler, slots?: Node): SampledNodes {
+export function samplerNodes(logits: Node, sampler: Sampler, slots: Node): SampledNodes {
   const { kind, details } = sampler;
   if (kind === "greedy") return { token: argmax(logits), details: undefined };
   const { token, logprob } = drawn(logits, sampler.adjustments, slots);
@@ -162,7 +171,7 @@ function sideBySide(parts: readonly Node[]): Node {
   return placed.reduce((a, b) => map("add", a, b));
 }
 
-function drawn(logits: Node, adjustments: number, slots?: Node): { token: Node; logprob: Node } {
+function drawn(logits: Node, adjustments: number, slots: Node): { token: Node; logprob: Node } {
   const rows = input("samplingRows", "u32", [logits.shape[0]!, rowWords]);
   if (adjustments === 0) return sample(logits, rows);
   return sample(logits, rows, input("adjustments", "i32", [adjustments, adjustmentWords]), slots);

@@ -91,6 +91,12 @@ export class Scheduler {
     return this.#waiting.size + forks;
   }
 
+  /** Whether somebody waits whom the number of those that run does not keep waiting. */
+  get canAdmit(): boolean {
+    const next = this.#waiting.peek();
+    return next !== undefined && (next.task === "score" || this.#running.length < this.#options.maxNumSeqs);
+  }
+
   /** How often a sequence has yielded its blocks. */
   get numPreemptions(): number {
     return this.#numPreemptions;
@@ -284,10 +290,9 @@ export class Scheduler {
     step.numTokens += numTokens;
   }
 
-  /** Tokens that a running sequence can compute now: none at its end, nor where a draw needs tokens that are in flight. */
+  /** Tokens that a running sequence can compute now: none at its end. */
   #pending(sequence: Sequence): number {
-    if (this.#isEnding(sequence) || sequence.needsHistory && sequence.numInFlight > 0) return 0;
-    return sequence.numPendingTokens;
+    return this.#isEnding(sequence) ? 0 : sequence.numPendingTokens;
   }
 
   /** Whether a running sequence has drawn all that it may: its blocks come free once that is read. */

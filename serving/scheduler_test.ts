@@ -76,17 +76,17 @@ Deno.test("steps are scheduled ahead of reading: what they draw is in flight", (
   end(scheduler);
 });
 
-Deno.test("penalties wait until what they depend on is known, and nobody waits for them", () => {
-  const scheduler = makeScheduler(),
-    plain = makeSequence(2),
-    penalised = makeSequence(2, 9, {}, { presencePenalty: 1 });
-  scheduler.add(plain);
-  scheduler.add(penalised);
-  const first = next(scheduler), second = next(scheduler);
-  assertEquals(second.scheduled.map(({ sequence }) => sequence), [plain]);
-  [first, second].forEach((step) => read(scheduler, step));
-  assertEquals(next(scheduler).scheduled.length, 2);
-  end(scheduler, plain, penalised);
+Deno.test("a sequence that waits can be admitted while fewer run than may", () => {
+  const scheduler = makeScheduler({ maxNumSeqs: 2 }), sequences = [1, 2, 3].map((length) => makeSequence(length));
+  assertEquals(scheduler.canAdmit, false);
+  scheduler.add(sequences[0]!);
+  assertEquals(scheduler.canAdmit, true);
+  sequences.slice(1).forEach((each) => scheduler.add(each));
+  advance(scheduler);
+  assertEquals([scheduler.numRunning, scheduler.numWaiting, scheduler.canAdmit], [2, 1, false]);
+  scheduler.finish(sequences[0]!);
+  assertEquals(scheduler.canAdmit, true);
+  end(scheduler, ...sequences);
 });
 
 Deno.test("blocks are free once the steps that use them have retired", () => {

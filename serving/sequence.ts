@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { penaltiesAreOff, type SamplingRow } from "../kernels/sampling_rows.ts";
+import type { SamplingRow } from "../kernels/sampling_rows.ts";
 import { RequestError } from "./request_error.ts";
 
 /** How the tokens of a sequence are drawn: what a row of the GPU's sampler takes, but for what changes from token to token. */
@@ -90,11 +90,6 @@ export class Sequence {
   /** Tokens that are not computed yet. */
   get numPendingTokens(): number {
     return this.length - this.numComputedTokens;
-  }
-
-  /** Whether the next draw depends on tokens that the host has to know first: penalties do. */
-  get needsHistory(): boolean {
-    return !penaltiesAreOff(this.sampling);
   }
 
   /** Adds a generated token: the first one in flight, where there is one, is known then. */

@@ -113,10 +113,11 @@ export class SimulatedDevice {
   }
 
   #write({ sequence, start, numTokens, draws }: Scheduled, step: number): void {
-    const { tokens, length, task, needsHistory, numInFlight } = sequence;
+    const { tokens, length, task } = sequence;
     assert(numTokens >= 1, "a sequence is scheduled for no token");
     assert(start + numTokens === sequence.numComputedTokens, "what is computed is not counted as such");
-    assert(!draws || !needsHistory || numInFlight === 1, "it draws, and penalties need tokens that are not known");
+    const unread = Math.max(0, start + numTokens - tokens.length);
+    assert(this.#slots.slotsOf(sequence, start + numTokens).length === unread, `${unread} tokens have other slots`);
     const ends = start + numTokens + (draws ? 1 : 0) === length;
     assert(
       ends === (draws || task === "score" && start + numTokens === tokens.length),

@@ -120,9 +120,9 @@ export class SimulatedTraffic {
     const opening = this.#openings[integer(0, 2)]!;
     const shared = this.#chance(0.7) ? opening.slice(0, integer(0, opening.length)) : [];
     const prompt = [...shared, ...this.#tokens(integer(shared.length > 0 ? 0 : 1, Math.ceil(contextLength / 2)))];
-    const penalised = this.#chance(0.1), scores = this.#chance(0.05);
+    const scores = this.#chance(0.05);
     const make = (index: number): Sequence =>
-      new Sequence(prompt, { seed: 100 * prompt.length + index, ...(penalised && { presencePenalty: 1 }) }, {
+      new Sequence(prompt, { seed: 100 * prompt.length + index }, {
         priority: prompt.length % 3,
         ...(prompt.length % 5 === 0 && { salt: "secret" }),
         ...(this.#chance(0.9) && { maxLength: prompt.length + integer(0, 40) }),
@@ -193,9 +193,9 @@ export class SimulatedTraffic {
   #checkFairness({ scheduled }: ScheduledStep): void {
     const inStep = new Set(scheduled.map(({ sequence }) => sequence));
     for (const sequence of this.#live.keys()) {
-      const { state, task, length, maxLength, numInFlight, needsHistory } = sequence;
+      const { state, task, length, maxLength } = sequence;
       if (state !== "running" || task === "score") continue;
-      if (inStep.has(sequence) || needsHistory && numInFlight > 0) continue;
+      if (inStep.has(sequence)) continue;
       if (length >= Math.min(maxLength, this.#options.contextLength)) continue;
       assert(this.#scheduler.blocks.room(sequence) === 0, "a running sequence is left out, and has room");
     }
