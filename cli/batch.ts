@@ -17,6 +17,9 @@ import { formatInteger, formatRate } from "./style.ts";
 /** What a model computes together unless told otherwise. */
 const MAX_NUM_SEQS = 256;
 
+/** Requests from which on it pays to compile all programs first. */
+const WORTH_WARMING_UP = 32;
+
 /** Runs the command. */
 export async function batch(context: CommandContext): Promise<number> {
   const { interrupts, options, terminal } = context;
@@ -34,7 +37,7 @@ export async function batch(context: CommandContext): Promise<number> {
   for (const line of lines.refused) await file.write(errorLine(line));
   let elapsedMs = (): number => 0;
   if (open.length > 0) {
-    await using model = await loadModel(context);
+    await using model = await loadModel(context, open.length >= WORTH_WARMING_UP ? { warmUp: true } : {});
     const start = terminal.now();
     elapsedMs = () => terminal.now() - start;
     await using _shown = showBatch(terminal, () => {

@@ -26,8 +26,12 @@ export function samplingOptions(options: Options): SamplingOptions {
   return present({ maxTokens, temperature, topK, topP, minP, ...penalties, seed, stop, logitBias, ignoreEos });
 }
 
-/** Loads the model of `-m`, with a line of progress; Ctrl-C stops it. */
-export async function loadModel(context: CommandContext): Promise<LoadedModel> {
+/**
+ * Loads the model of `-m`, with a line of progress; Ctrl-C stops it.
+ *
+ * @param more What the command asks for beside the flags.
+ */
+export async function loadModel(context: CommandContext, more: Pick<LoadOptions, "warmUp"> = {}): Promise<LoadedModel> {
   const { options, terminal, interrupts } = context;
   const signal = interrupts.begin();
   try {
@@ -38,6 +42,7 @@ export async function loadModel(context: CommandContext): Promise<LoadedModel> {
     const debug = (text: string): void => void terminal.stderr.write(`${text}\n`).catch(() => {});
     return await loadModel(options.model, {
       ...loadOptions(options),
+      ...more,
       ...(debugLevel(terminal) >= 2 && { debug }),
       onProgress,
       signal,

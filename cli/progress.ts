@@ -4,10 +4,10 @@
  * @module
  */
 import type { LoadProgress } from "./library.ts";
-import { formatBytes, styleOf } from "./style.ts";
+import { formatBytes, formatInteger, styleOf } from "./style.ts";
 import type { Terminal } from "./terminal.ts";
 
-const VERBS = { download: "Downloading", load: "Loading" } as const;
+const VERBS = { download: "Downloading", load: "Loading", compile: "Compiling" } as const;
 const BAR = 24;
 const EIGHTHS = " ▏▎▍▌▋▊▉";
 /** Ten frames a second: more costs time on a slow connection. */
@@ -111,7 +111,8 @@ export function progressText(files: readonly LoadProgress[], width: number): str
   const share = total > 0 ? Math.min(1, received / total) : 0;
   const parts = [VERBS[phase], bar(share, BAR), `${Math.floor(share * 100)}%`.padStart(4)];
   const rate = sum((file) => file.received < file.total ? file.bytesPerSecond ?? 0 : 0);
-  parts.push(` ${formatBytes(received)} of ${formatBytes(total)}`);
+  const amount = phase === "compile" ? (programs: number) => formatInteger(programs) : formatBytes;
+  parts.push(` ${amount(received)} of ${amount(total)}${phase === "compile" ? " programs" : ""}`);
   if (rate > 0) parts.push(` ${formatBytes(rate)}/s`);
   const eta = Math.max(0, ...files.map((file) => file.etaSeconds ?? 0));
   if (eta > 0 && Number.isFinite(eta)) parts.push(` ${formatDuration(eta)} left`);

@@ -14,6 +14,10 @@ Deno.test("progress: files that come at once are one bar, cut to the width", () 
     progressText([{ phase: "load", received: 3e6, total: 4e6 }], 80),
     `Loading ${"█".repeat(18).padEnd(24)}  75%  3.00 MB of 4.00 MB`,
   );
+  assertEquals(
+    progressText([{ phase: "compile", received: 15, total: 60 }], 80),
+    `Compiling ${"██████".padEnd(24)}  25%  15 of 60 programs`,
+  );
 });
 
 Deno.test("style: sizes, counts and lines", () => {

@@ -7,6 +7,7 @@ import { openCheckpoint } from "../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../model/config.ts";
 import { type DecoderWeights, loadDecoder } from "../model/decoder_weights.ts";
 import { KvCache } from "../model/kv_cache.ts";
+import { readGenerationConfig } from "../model/generation_config.ts";
 import type { Source } from "../model/source.ts";
 import { type Device, openDevice, wrapDevice } from "../tensor/device.ts";
 import { Engine } from "./engine.ts";
@@ -62,6 +63,7 @@ export async function loadEngine(source: Source, options: EngineLoadOptions): Pr
     const parts = { device, weights, config, cache, contextLength, ...room.steps };
     const { engine, runner } = makeEngine(parts, options, releaseAll);
     release.push(() => runner.dispose());
+    if (options.warmUp) await warmUp(runner, source, options);
     return { engine, config, contextLength, memory: { weights: weights.bytes, kvCache: cache.bytes } };
   } catch (cause) {
     releaseAll();
@@ -106,6 +108,15 @@ export function makeEngine(
     ...(release && { release }),
   });
   return { engine, runner };
+}
+
+/** Compiles what requests that ask for nothing special need. */
+async function warmUp(runner: Runner, source: Source, { onProgress, signal }: LoadOptions): Promise<void> {
+  const { repetitionPenalty = 1 } = await readGenerationConfig(source);
+  await runner.warmUp(repetitionPenalty === 1 ? ["greedy", "sample"] : ["penalised"], (received, total) => {
+    signal?.throwIfAborted();
+    onProgress?.({ phase: "compile", received, total });
+  });
 }
 
 async function plan(

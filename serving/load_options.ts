@@ -42,8 +42,8 @@ export function checkLoadOptions(options: LoadOptions): void {
 
 /** What says how requests share the device. */
 function checkEngineOptions(options: LoadOptions): void {
-  const { maxNumSeqs, maxNumBatchedTokens, kvMemory, prefixCache = true, policy = "fcfs", memoryLimit = Infinity } =
-    options;
+  const { maxNumSeqs, maxNumBatchedTokens, kvMemory, memoryLimit = Infinity } = options;
+  const { prefixCache = true, warmUp = false, policy = "fcfs" } = options;
   const count = (name: string, value: number | undefined): void => {
     if (value === undefined || (Number.isInteger(value) && value >= 1)) return;
     throw new RangeError(`Cannot load the model: ${name} is ${value}, give a whole number from 1`);
@@ -64,8 +64,10 @@ function checkEngineOptions(options: LoadOptions): void {
       `Cannot load the model: kvMemory is ${kvMemory}, a fraction, and drivers do not say of what: give memoryLimit (--memory-limit) too, or bytes`,
     );
   }
-  if (typeof prefixCache !== "boolean") {
-    throw new TypeError(`Cannot load the model: prefixCache is ${prefixCache}, give true or false`);
+  for (const [name, value] of Object.entries({ prefixCache, warmUp })) {
+    if (typeof value !== "boolean") {
+      throw new TypeError(`Cannot load the model: ${name} is ${value}, give true or false`);
+    }
   }
   if (policy !== "fcfs" && policy !== "priority") {
     throw new Error(`Cannot load the model: policy is "${policy}", give "fcfs" or "priority"`);

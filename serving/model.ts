@@ -12,12 +12,12 @@ import type { BatchOptions, Chunk, Completion, GenerateOptions, Prompt } from ".
 /** How far loading has come. */
 export interface LoadProgress {
   /** What is going on. */
-  phase: "download" | "load";
+  phase: "download" | "load" | "compile";
   /** The file it is about. */
   file?: string;
-  /** Bytes so far. */
+  /** Bytes so far; where it compiles, programs. */
   received: number;
-  /** Bytes in all, 0 where that is not known. */
+  /** Bytes, or programs, in all; 0 where that is not known. */
   total: number;
   /** Bytes a second. */
   bytesPerSecond?: number;
@@ -51,6 +51,11 @@ export interface LoadOptions {
   prefixCache?: boolean;
   /** Who goes first: whoever came first, unless given, or the request of the smallest `priority`. */
   policy?: "fcfs" | "priority";
+  /**
+   * Whether all programs that steps of the checkpoint's own way of drawing can need are compiled now, and not as they are needed: it
+   * takes seconds, and spares the first requests of each kind waits of a fraction of one. They are not unless this is true.
+   */
+  warmUp?: boolean;
   /** Branch, tag or commit of a model on the hub. */
   revision?: string;
   /** Most bytes of GPU memory to use. Drivers do not say what they have: unlimited unless given. */

@@ -106,6 +106,12 @@ Deno.test("batch: flags of model and engine reach the loader", async () => {
   });
 });
 
+Deno.test("batch: programs are compiled before the first of many requests, and as they are needed for a few", async () => {
+  const input = (count: number): string => Array.from({ length: count }, (_, i) => plain(`r${i}`)).join("");
+  const loads = [await runBatch(input(31)), await runBatch(input(32))].map(({ loads }) => loads[0]!.options!.warmUp);
+  assertEquals(loads, [undefined, true]);
+});
+
 Deno.test("batch: a line that cannot be run becomes an error, names itself, and stops nothing", async () => {
   const cases: [string, string | null, string, string][] = [
     ["{nonsense\n", null, "invalid_json_line", "it is no JSON"],
