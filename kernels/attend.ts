@@ -1,7 +1,8 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
  * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone. In
- * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, which adds in another order.
+ * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, and to a token each of many sequences by
+ * `batch_attention.ts`, which add in another order.
  *
  * @module
  */
@@ -10,6 +11,7 @@ import type { Kernel } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { TILE } from "./attention_layout.ts";
+import { batchAttention } from "./batch_attention.ts";
 import { flashAttentionKernel, flashForm } from "./flash_attention.ts";
 import { decodeAttention, isSplit, mergePartials } from "./decode_attention.ts";
 import { ropeAttentionPartials } from "./rope_attention.ts";
@@ -31,6 +33,8 @@ export const attendKernel: Kernel<PagedAttentionParams> = {
     }
     if (capacity <= TILE) return undefined;
     const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
+    const whole = params.fast && batchAttention(inputs, params, context);
+    if (whole) return whole;
     const joint = isSplit(q!, batch, params.blockSize) && ropeAttentionPartials(inputs, params, context);
     if (joint) return mergePartials(joint, batch, params.scale);
     return decodeAttention(q!, keys!, values!, batch, params);

@@ -43,8 +43,11 @@ function partsOf(call: { readonly params: RopeAttentionParams; readonly inputs: 
   };
 }
 
-/** WGSL that turns the vec4f of features 4 `low` on, and their partners, of the head at vec4 `head` of qkv. */
-function turnWgsl(headDim: number, table: TensorType): string {
+/**
+ * WGSL of `turned`, which turns the vec4f of features 4 `low` on, and their partners, of the head at vec4 `head` of qkv, and of
+ * `own_key` and `own_value`, eight features of a new key or value as the pools hold them.
+ */
+export function turnWgsl(headDim: number, table: TensorType): string {
   const last = (table.shape[0] as number) - 1, partner = headDim / 8;
   return `
 struct Turned { first: vec4f, second: vec4f }
