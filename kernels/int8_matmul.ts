@@ -178,10 +178,10 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
     },
     slots: ["elementwise", "siluGate"],
     withSiluGate: (params) => params.gate ? undefined : { ...params, gate: true },
-    withQuantise32(inputs, params) {
+    withQuantise32(inputs, params, { caps }) {
       const first = inputs[activationInputs(params.source)]!, rows = first.shape[0] as number;
       const quantised = { ...params, quantise: true };
-      const fits = rows % (2 * activationBlock) === 0 && hasBlocksForm(maxOf(inputs[0]!.shape[0]!));
+      const fits = rows % (2 * activationBlock) === 0 && hasBlocksForm(maxOf(inputs[0]!.shape[0]!), caps);
       return params.gate && fits && !params.quantise ? kernelNode(kernel, inputs, quantised) : undefined;
     },
     absorb(inputs, params, context) {

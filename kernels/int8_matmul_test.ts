@@ -59,7 +59,9 @@ Deno.test("outputs stored in codes are those of quantising the outputs, bit for 
   try {
     for (const [subgroups, cpu] of [[true, true], [true, false], [false, false]] as const) {
       const kernel = blocksKernel({ subgroups: subgroups && device.caps.subgroups, cpu });
-      for (const [tokens, rows, columns] of [[1, 192, 448], [5, 320, 128], [11, 64, 64]] as const) {
+      const tiled = [[40, 192, 320], [70, 128, 64], [600, 4096, 64]] as const;
+      const sizes = [[1, 192, 448], [5, 320, 128], [11, 64, 64], ...(subgroups && !cpu ? tiled : [])] as const;
+      for (const [tokens, rows, columns] of sizes) {
         const call = int8Call({ format: fourBits, gate: true }, [tokens, rows, columns], seededRandom(tokens + rows));
         const [y] = await runKernel(device, kernel, call);
         const x: CaseInput = { dtype: "f32", shape: [tokens, rows / 2], data: Float32Array.from(y!) };

@@ -145,9 +145,9 @@ const tileRows: readonly TileRow[] = [
   { above: 0, tiles: 264, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 1 },
   { above: 0, tiles: 100, small: true, tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 2 },
   { above: 0, tiles: 100, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 2 },
-  { above: 0, tiles: 40, small: true, tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 4 },
+  { above: 0, tiles: 40, small: true, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 2 },
   { above: 0, tiles: 40, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 4 },
-  { above: 0, tiles: 0, small: true, tokens: 16, rows: 32, threadTokens: 4, threadRows: 2, slices: 4 },
+  { above: 0, tiles: 0, small: true, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 4 },
   { above: 0, tiles: 0, small: false, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 8 },
 ];
 
@@ -189,15 +189,28 @@ function blocksForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
   return { ...form, rows: 2, tokens: servedTokens(maxTokens), lanes: Math.min(8, most), groups: 32 };
 }
 
-/** Whether products of so many tokens have a form that stores codes. */
-export function hasBlocksForm(maxTokens: number): boolean {
-  return maxTokens <= mostRowsTokens;
+/** Whether neighbours of a subgroup have whole blocks of 32 outputs between them: 8 four each, 16 two, 32 one. */
+function storesCodes({ rows, threadRows }: TileForm, { subgroupSize }: Caps): boolean {
+  const across = rows / threadRows;
+  return across >= 8 && across <= Math.min(32, subgroupSize) && threadRows / 2 % (32 / across) === 0;
+}
+
+/** The tile form of a product that stores codes. */
+function blocksTile(caps: Caps, size: Int8Size): TileForm {
+  const form = tileForm(caps, size);
+  if (storesCodes(form, caps)) return form;
+  return { kind: "tile", tokens: 32, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 };
+}
+
+/** Whether products of so many tokens have a form that stores codes. Tiles need subgroups for it. */
+export function hasBlocksForm(maxTokens: number, caps: Caps): boolean {
+  return maxTokens <= mostRowsTokens || (!caps.cpu && caps.subgroups && caps.subgroupSize >= 8);
 }
 
 /** The form for a device and a size. */
 export function int8Form(caps: Caps, size: Int8Size): Int8Form {
   const joined = joinedForm(caps, size);
   if (joined) return joined;
-  if (size.blocks) return blocksForm(caps, size);
+  if (size.blocks) return size.maxTokens <= mostRowsTokens ? blocksForm(caps, size) : blocksTile(caps, size);
   return size.maxTokens <= mostRowsTokens ? rowsForm(caps, size) : tileForm(caps, size);
 }

@@ -177,12 +177,12 @@ export const quantise32Kernel: Kernel<null> = {
     const { rows, columns } = checkActivations(call.inputs[0]);
     return { flops: 4 * resolve(rows) * columns, bytes: leastBytes(call, caps, resolve) };
   },
-  absorb([x], _params, { readers }) {
-    if (x?.op !== "kernel" || readers(x) !== 1) return undefined;
+  absorb([x], _params, context) {
+    if (x?.op !== "kernel" || context.readers(x) !== 1) return undefined;
     if (x.kernel === rmsNormKernel as Kernel<unknown>) {
       return kernelNode(rmsNormQuantise32Kernel, x.src, x.params as RmsNormParams);
     }
-    return x.kernel.withQuantise32?.(x.src, x.params);
+    return x.kernel.withQuantise32?.(x.src, x.params, context);
   },
 };
 

@@ -153,7 +153,7 @@ export interface Kernel<P> {
    */
   absorb?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /** This op with its only output in 8-bit codes and scales (`quantise32`), where it can store it so. */
-  withQuantise32?(inputs: readonly Node[], params: P): Node | undefined;
+  withQuantise32?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /** Parameters with the gate spliced in (output halves: silu(first half) x second half), where the slot is there. */
   withSiluGate?(params: P): P | undefined;
 }
