@@ -2,23 +2,32 @@
  * Flash attention by tiles (Dao et al. 2022), for prompts on a GPU in the `fast` precision: `attention.ts` in another order of
  * summation, at two to three times its speed. `flash_reference.ts` tells the algorithm in plain TypeScript.
  *
- * A workgroup takes 64 queries of one head; its slices take turns at tiles of 32 keys and add up at the end. An invocation has
- * 4 to 8 queries: it scores four keys for each, and sums a part of the features. Keys and values lie in workgroup memory in half
- * precision, as in the pool, one after the other in the same place. Products and sums are in f32: scores of Qwen2 reach hundreds,
- * where half precision has steps of a quarter.
+ * A workgroup takes 64 queries of one head, or 32 where there would be too few workgroups; its slices take turns at tiles of 32
+ * keys and add up at the end. An invocation has 4 to 8 queries: it scores four keys for each, and sums a part of the features.
+ * Keys and values lie in workgroup memory in half precision, as in the pool, one after the other in the same place. Scores are in
+ * f32: those of Qwen2 reach hundreds, where half precision has steps of a quarter. Weights are at most 1 and values small: a tile
+ * of them is added up in half precision, which errs by 6e-4 of the result (root mean square), a tenth of what storing the result
+ * in 8 bits costs, and tiles are added up in f32. Where a product follows, the result is stored in 8-bit codes (`quantise.ts`).
  *
  * A row's tiles begin at position 0 of its own context, and a key that it does not see adds exactly 0: within a program its
- * result does not depend on its batch. Against `attention.ts` it differs as any two orders of summation do.
+ * result does not depend on its batch. Against `attention.ts` it differs as any two orders of summation do, and by that rounding.
  *
- * On an H100, 512 queries: 46 us at a context of 512 and 287 at 4,096 (14 heads of 64; 101 and 895 in `attention.ts`), 95 and
- * 1,214 (28 heads of 128; 271 and 2,821). Workgroup memory decides: a processor holds 48 KiB, whatever its size.
+ * On an H100, 512 queries: 39 us at a context of 512 and 268 at 4,096 (14 heads of 64; 101 and 895 in `attention.ts`), 91 and
+ * 1,136 (28 heads of 128; 271 and 2,821), codes included. Workgroup memory decides: a processor holds 48 KiB, whatever its size.
  *
  * @module
  */
+import { maxOf } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall } from "../tensor/kernel.ts";
+import { kernelNode } from "../tensor/node.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { sizesOf } from "./attention_layout.ts";
-import { flashBytes, type FlashForm, flashWgsl } from "./flash_attention_wgsl.ts";
+import { flashWgsl } from "./flash_attention_wgsl.ts";
+import { flashBytes, type FlashForm, type FlashParams } from "./flash_form.ts";
+import { quantise32Kernel } from "./quantise.ts";
+
+/** Workgroups of 64 queries that are fewer than an H100 has processors. */
+const FEW_WORKGROUPS = 132;
 
 /**
  * The form for a call, or none: heads that are no multiple of 32 or wider than 128, pools in f32, and devices without subgroups
@@ -32,6 +41,9 @@ export function flashForm(
   if (!caps.subgroups || caps.subgroupSize < 8 || !caps.f16 || !half) return undefined;
   if (headDim % 32 !== 0 || headDim > 128) return undefined;
   const wide = headDim > 64, form = { queries: 64, across: 8, threadQueries: wide ? 4 : 8, narrow: wide } as const;
+  const heads = inputs[0]!.shape[1] as number, short = { ...form, queries: 32, narrow: true, slices: 4 };
+  const isShort = !wide && Math.ceil(maxOf(inputs[0]!.shape[0]!) / form.queries) * heads <= FEW_WORKGROUPS;
+  if (isShort && flashBytes(short, headDim) <= caps.workgroupMemory) return short;
   for (const slices of wide ? [2, 1] : [4, 2, 1]) {
     if (flashBytes({ ...form, slices }, headDim) <= caps.workgroupMemory) return { ...form, slices };
   }
@@ -44,14 +56,24 @@ function formOf(call: KernelCall<PagedAttentionParams>, caps: Caps): FlashForm {
   return form;
 }
 
-/** Attention by tiles as a kernel: inputs and output are those of `pagedAttentionKernel`. */
-export const flashAttentionKernel: Kernel<PagedAttentionParams> = {
+/** Attention by tiles as a kernel: inputs and output are those of `pagedAttentionKernel`, or the output in codes and scales. */
+export const flashAttentionKernel: Kernel<FlashParams> = {
   ...pagedAttentionKernel,
   name: "flash_attention",
-  wgsl: (call, caps) => flashWgsl(call, formOf(call, caps)),
+  infer(inputs, params) {
+    const types = pagedAttentionKernel.infer(inputs, params);
+    return params.quantise ? quantise32Kernel.infer(types, null) : types;
+  },
+  wgsl: (call, caps) => flashWgsl(call, formOf(call, caps), caps),
   grid(call, caps, resolve) {
     const { queries } = formOf(call, caps), { rows, sequences, heads } = sizesOf(call), count = resolve(rows);
     const tiles = count === 0 ? 0 : Math.floor(count / queries) + resolve(sequences) + 1, y = Math.min(tiles, 65535);
     return [heads, y, y === 0 ? 0 : Math.ceil(tiles / y)];
   },
+  reference(call, inputs) {
+    const attended = pagedAttentionKernel.reference(call, inputs);
+    return call.params.quantise ? quantise32Kernel.reference({ ...call, params: null }, attended) : attended;
+  },
+  withQuantise32: (inputs, params) =>
+    params.quantise ? undefined : kernelNode(flashAttentionKernel, inputs, { ...params, quantise: true }),
 };

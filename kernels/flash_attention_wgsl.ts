@@ -1,67 +1,22 @@
 /**
- * The WGSL of flash attention by tiles: scores of a tile, its softmax, weighted values, and the store. Names are those of
+ * The WGSL of flash attention by tiles: scores of a tile, its softmax, and weighted values. Names are those of
  * `flash_reference.ts`; `flash_attention.ts` says what a tile is.
  *
  * @module
  */
-import type { KernelCall, KernelSource } from "../tensor/kernel.ts";
-import { LOWEST, type PagedAttentionParams, type Sizes, sizesOf } from "./attention_layout.ts";
+import type { Caps, KernelCall, KernelSource } from "../tensor/kernel.ts";
+import { LOWEST, sizesOf } from "./attention_layout.ts";
 import { rowsWgsl } from "./attention_wgsl.ts";
+import { joinText, storeText } from "./flash_finish_wgsl.ts";
+import { type Flash, type FlashForm, flashOf, type FlashParams } from "./flash_form.ts";
+import { blockFunctions } from "./quantise_wgsl.ts";
 import { indices, repeat } from "./unroll.ts";
 
 /** A maximum over no key: above that of hidden keys, so that their weights are 0 all the same. */
 const NOTHING = "-1e30";
 
-/** How a workgroup's work is laid out. */
-export interface FlashForm {
-  /** Queries of a workgroup. */
-  readonly queries: number;
-  /** Queries of an invocation: a multiple of four. */
-  readonly threadQueries: number;
-  /** Invocations that share a query, neighbours in a subgroup: each scores four keys of a tile. */
-  readonly across: number;
-  /** Parts of a workgroup that take turns at the tiles. */
-  readonly slices: number;
-  /** Whether queries are kept in half precision, as keys are: where heads are wide, workgroup memory is short. */
-  readonly narrow: boolean;
-}
-
-/** A form with what follows from it. */
-interface Flash extends FlashForm {
-  readonly sizes: Sizes;
-  /** Vectors of four features of a head, and of an invocation. */
-  readonly chunks: number;
-  readonly ownChunks: number;
-  /** Invocations along queries, and of a slice. */
-  readonly down: number;
-  readonly threads: number;
-  /** Keys of a tile. */
-  readonly keys: number;
-  /** Vectors of each pool that an invocation stages. */
-  readonly staged: number;
-}
-
-function flashOf(form: FlashForm, sizes: Sizes): Flash {
-  const chunks = sizes.headDim / 4, down = form.queries / form.threadQueries, threads = down * form.across;
-  const keys = 4 * form.across;
-  return {
-    ...form,
-    sizes,
-    chunks,
-    ownChunks: chunks / form.across,
-    down,
-    threads,
-    keys,
-    staged: keys * chunks / threads,
-  };
-}
-
-/** Bytes of workgroup memory. */
-export function flashBytes(form: FlashForm, headDim: number): number {
-  const { chunks, queries, slices, keys, threads } = flashOf(form, { headDim } as Sizes);
-  const queryBytes = chunks * (queries + 1) * (form.narrow ? 8 : 16), tileBytes = 8 * chunks * (keys + 1) + 8 * keys;
-  return queryBytes + slices * tileBytes + (slices - 1) * threads * 16;
-}
+/** Weights are smaller by this power of two: a tile's sum of values up to 8,192 stays below half precision's greatest number. */
+const HEADROOM = "2.0";
 
 /** Workgroup memory, padded so that writes of neighbouring lanes meet different banks. */
 function declarations({ threadQueries, down, across, chunks, slices, keys, threads, narrow }: Flash): string {
@@ -102,18 +57,22 @@ function fetchText({ staged, threads, chunks }: Flash): string {
     `);
 }
 
-/** Where vector `chunk` of value `key` lies: values follow one another in the memory of the keys, once scores are computed. */
-function valueAt({ chunks, keys, across }: Flash, key: string, chunk: string): string {
-  const at = `(${key} * ${chunks}u + ${chunk})`;
+/** Where a value's vector lies: values follow one another in the memory of the keys, once scores are computed. */
+function putValueAt({ chunks, keys, across }: Flash): string {
+  const at = `(key * ${chunks}u + chunk)`;
   return `pool_tile[slice * ${chunks}u + ${at} / ${keys}u].own[${at} % ${keys}u / ${across}u][${at} % ${across}u]`;
+}
+
+/** The same of value `four * 4 + u` and the invocation's vector `c`: rows hold four times `across` vectors. */
+function valueAt({ chunks, ownChunks }: Flash, u: number, c: number): string {
+  const at = u * ownChunks + c;
+  return `pool_tile[slice * ${chunks}u + four * ${ownChunks}u + ${at >> 2}u].own[${at & 3}][tx]`;
 }
 
 /** Statements that put what was fetched into workgroup memory. */
 function putText(flash: Flash, what: "key" | "value"): string {
   const { staged, threads, chunks } = flash;
-  const place = what === "key"
-    ? `pool_tile[slice * ${chunks}u + chunk].own[key & 3u][key >> 2u]`
-    : valueAt(flash, "key", "chunk");
+  const place = what === "key" ? `pool_tile[slice * ${chunks}u + chunk].own[key & 3u][key >> 2u]` : putValueAt(flash);
   return repeat(staged, (n) =>
     `{
       let i = own + ${n * threads}u;
@@ -162,102 +121,54 @@ function scoresText({ threadQueries, chunks, keys, down, narrow }: Flash): strin
 `;
 }
 
-/** The online softmax: maxima meet over the lanes of a query, sums stay in the lanes until the end. */
+/**
+ * The online softmax: maxima meet over the lanes of a query, sums stay in the lanes until the end. Weights are in half precision,
+ * so they are taken against the tile's own maximum, and what the tile gives is scaled to that of all keys seen.
+ */
 function softmaxText({ threadQueries, across, ownChunks }: Flash): string {
   const steps = indices(Math.log2(across)).map((bit) => 2 ** bit);
   return repeat(threadQueries, (i) =>
-    `var p${i}: vec4f;
+    `var weights${i}: vec2u;
+    var factor${i}: f32;
     {
       var greatest = max(max(s${i}_0, s${i}_1), max(s${i}_2, s${i}_3));
       ${steps.map((step) => `greatest = max(greatest, subgroupShuffleXor(greatest, ${step}u));`).join(" ")}
       let m = max(m${i}, greatest);
       let before = exp2(m${i} - m);
+      factor${i} = exp2(greatest - m);
       m${i} = m;
-      p${i} = exp2(vec4f(s${i}_0, s${i}_1, s${i}_2, s${i}_3) - m);
-      l${i} = fma(l${i}, before, (p${i}.x + p${i}.y) + (p${i}.z + p${i}.w));
+      let p = exp2(vec4f(s${i}_0, s${i}_1, s${i}_2, s${i}_3) - (greatest + ${HEADROOM}));
+      weights${i} = vec2u(pack2x16float(p.xy), pack2x16float(p.zw));
+      l${i} = fma(l${i}, before, ((p.x + p.y) + (p.z + p.w)) * factor${i});
       ${repeat(ownChunks, (c) => `acc${i}_${c} *= before; `)}
     }
     `);
 }
 
-/** Weighted values. Weights are in the lanes that scored their keys: shuffles bring them to the lanes of the features. */
+/**
+ * Weighted values. Weights are in the lanes that scored their keys: shuffles bring them to the lanes of the features, two in a word.
+ * A tile is summed in half precision, at twice the rate, and added to the sums in f32.
+ */
 function valuesText(flash: Flash): string {
-  const { threadQueries, across, ownChunks } = flash, queries = indices(threadQueries);
-  const load = (u: number, c: number): string => valueAt(flash, `(four * 4u + ${u}u)`, `(${c * across}u + tx)`);
+  const { threadQueries, across, ownChunks } = flash, queries = indices(threadQueries), own = indices(ownChunks);
+  const cells = (text: (i: number, c: number) => string): string =>
+    queries.map((i) => own.map((c) => text(i, c)).join(" ")).join("\n");
   const one = (u: number, c: number): string =>
     `{
-        let v = vec4f(${load(u, c)});
-        ${queries.map((i) => `acc${i}_${c} = fma(v, vec4f(w${i}.${"xyzw"[u]}), acc${i}_${c});`).join(" ")}
+        let v = ${valueAt(flash, u, c)};
+        ${queries.map((i) => `tile${i}_${c} = fma(v, vec4<f16>(w${i}.${"xyzw"[u]}), tile${i}_${c});`).join(" ")}
       }
       `;
-  return `for (var four = 0u; four < ${across}u; four++) {
-      ${queries.map((i) => `let w${i} = subgroupShuffle(p${i}, first_lane + four);`).join(" ")}
+  const weights = (i: number): string =>
+    `let words${i} = subgroupShuffle(weights${i}, first_lane + four);
+      let w${i} = vec4<f16>(vec4f(unpack2x16float(words${i}.x), unpack2x16float(words${i}.y)));`;
+  return `${cells((i, c) => `var tile${i}_${c} = vec4<f16>();`)}
+    for (var four = 0u; four < ${across}u; four++) {
+      ${queries.map(weights).join(" ")}
       ${repeat(4, (u) => repeat(ownChunks, (c) => one(u, c)))}
     }
+    ${cells((i, c) => `acc${i}_${c} = fma(vec4f(tile${i}_${c}), vec4f(factor${i}), acc${i}_${c});`)}
 `;
-}
-
-/** Adds the slices' results up in slice 0, in their order, each scaled to the greatest maximum. */
-function joinText({ threadQueries, threads, ownChunks, slices }: Flash): string {
-  if (slices === 1) return "";
-  const all = indices(slices), others = all.slice(1), fours = indices(threadQueries / 4);
-  const each = (text: (i: number, part: string, f: number) => string): string =>
-    repeat(threadQueries, (i) => text(i, "xyzw"[i & 3]!, i >> 2));
-  const four = (name: string, f: number): string => `vec4f(${indices(4).map((j) => `${name}${4 * f + j}`).join(", ")})`;
-  const at = (s: string): string => `exchange[(${s} - 1u) * ${threads}u + own]`;
-  const round = (value: string, take: (s: number) => string): string => `
-  workgroupBarrier();
-  if (slice > 0u) { ${at("slice")} = ${value}; }
-  workgroupBarrier();
-  if (slice == 0u) { ${others.map((s) => `{ let other = ${at(`${s}u`)}; ${take(s)} }`).join(" ")} }`;
-  const factors = fours.map((f) =>
-    `{
-    let greatest = ${others.reduce((text, s) => `max(${text}, factor${s}_${f})`, `factor0_${f}`)};
-    ${all.map((s) => `factor${s}_${f} = exp2(factor${s}_${f} - greatest);`).join(" ")}
-  }`
-  );
-  return `
-  ${fours.map((f) => all.map((s) => `var factor${s}_${f} = ${four("m", f)};`).join(" ")).join(" ")}
-  ${fours.map((f) => round(four("m", f), (s) => `factor${s}_${f} = other;`)).join("")}
-  if (slice == 0u) { ${factors.join(" ")}
-    ${
-    each((i, x, f) => `l${i} *= factor0_${f}.${x}; ${repeat(ownChunks, (c) => `acc${i}_${c} *= factor0_${f}.${x}; `)}`)
-  }
-  }
-  ${
-    fours.map((f) =>
-      round(
-        four("l", f),
-        (s) =>
-          indices(4).map((j) => {
-            const sum = `l${4 * f + j}`, x = "xyzw"[j];
-            return `${sum} = fma(other.${x}, factor${s}_${f}.${x}, ${sum});`;
-          }).join(" "),
-      )
-    ).join("")
-  }
-  ${
-    each((i, x, f) =>
-      repeat(ownChunks, (c) =>
-        round(`acc${i}_${c}`, (s) => `acc${i}_${c} = fma(other, vec4f(factor${s}_${f}.${x}), acc${i}_${c});`))
-    )
-  }`;
-}
-
-/** Divides by the sums and stores: queries that saw no key give zeros. */
-function storeText({ threadQueries, down, ownChunks, chunks, across, slices, sizes: { heads } }: Flash): string {
-  const steps = indices(Math.log2(across)).map((bit) => 2 ** bit);
-  const total = repeat(
-    threadQueries,
-    (i) => steps.map((step) => `l${i} += subgroupShuffleXor(l${i}, ${step}u); `).join(""),
-  );
-  const stores = repeat(threadQueries, (i) => `
-    if (ty + ${i * down}u < count) {
-      let weight = select(0.0, 1.0 / max(l${i}, 1e-37), l${i} > 0.0);
-      let at = ((first + ty + ${i * down}u) * ${heads}u + head) * ${chunks}u + tx;
-      ${repeat(ownChunks, (c) => `store_attended(at + ${c * across}u, acc${i}_${c} * weight); `)}
-    }`);
-  return `${total}\n${slices > 1 ? `if (slice == 0u) {${stores}\n}` : stores}`;
 }
 
 /** Statements that put the queries into workgroup memory, scaled to base 2. */
@@ -310,8 +221,8 @@ function tilesText(flash: Flash, blockSize: number): string {
 }
 
 /** The shader of a call in this form. */
-export function flashWgsl(call: KernelCall<PagedAttentionParams>, form: FlashForm): KernelSource {
-  const sizes = sizesOf(call), { blockSize, scale } = call.params, flash = flashOf(form, sizes);
+export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: Caps): KernelSource {
+  const sizes = sizesOf(call), { blockSize, scale, quantise = false } = call.params, flash = flashOf(form, sizes);
   const { threads, across, queries, threadQueries, slices, staged, ownChunks } = flash;
   // The last queries see the most keys: they come first, so that no long tile is left alone at the end.
   const tile = "groups.y * groups.z - 1u - workgroup.z * groups.y - workgroup.y";
@@ -324,10 +235,10 @@ export function flashWgsl(call: KernelCall<PagedAttentionParams>, form: FlashFor
       { name: "context_lens" },
       { name: "block_tables" },
     ],
-    outputs: [{ name: "attended", width: 4 }],
+    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended", width: 4 }],
     workgroupSize: [threads * slices, 1, 1],
     subgroups: true,
-    declarations: declarations(flash),
+    declarations: declarations(flash) + (quantise ? blockFunctions(threads * slices, caps) : ""),
     main: `${rowsWgsl(queries, sizes, tile)}
   let head = workgroup.x;
   let kv_head = head / ${sizes.heads / sizes.kvHeads}u;
@@ -342,6 +253,6 @@ export function flashWgsl(call: KernelCall<PagedAttentionParams>, form: FlashFor
   ${repeat(staged, (n) => `var next_key_${n}: vec4<f16>; var next_value_${n}: vec4<f16>; `)}
   ${tilesText(flash, blockSize)}
   ${joinText(flash)}
-  ${storeText(flash)}`,
+  ${storeText(flash, quantise, caps)}`,
   };
 }
