@@ -5,7 +5,7 @@
  */
 import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
-import { LOWEST, TILE } from "./attention_layout.ts";
+import { LOWEST, mostJoinedTiles, TILE } from "./attention_layout.ts";
 import { blockFunctions, octet, type QuantisedStore, quantiseFinished, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
@@ -64,8 +64,8 @@ function heldTilesOf(rows: Dim, tiles: number): number {
 export function mergeWgsl(call: KernelCall<MergeParams>, caps: Caps): KernelSource {
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
   const heldTiles = heldTilesOf(rows, tileCount);
-  const lanes = caps.joinedLanes ?? Math.max(64, 32 * Math.ceil(headDim / 32)),
-    exponent = call.params.scale * Math.LOG2E;
+  const joinedLanes = tileCount <= mostJoinedTiles ? caps.joinedLanes : undefined;
+  const lanes = joinedLanes ?? Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
   const { quantise = false } = call.params;
   const load = (u: number, tile: string) =>
     `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;
