@@ -1,6 +1,6 @@
 /**
  * Times the scheduler and the block manager alone: the CPU's part of a step beside encoding. Usage:
- * `deno task bench:scheduler [--sequences=256] [--context=512] [--ahead=8] [--steps=2000]`
+ * `deno task bench:scheduler [--sequences=256] [--context=512] [--ahead=8] [--steps=2000] [--out=FILE]`
  *
  * `decode` holds a number of sequences at a context, a token each a step; `churn` has them end after 128 tokens and others
  * come in their place, whose prompts share their first half; `small pool` is churn with room for a third of the sequences, so that
@@ -133,8 +133,9 @@ if (import.meta.main) {
   const args = new BenchArguments(Deno.args);
   const [seqs, context, ahead, steps] = ([["sequences", 256], ["context", 512], ["ahead", 8], ["steps", 2000]] as const)
     .map(([name, fallback]) => args.number(name, fallback)) as [number, number, number, number];
+  const out = args.text("out");
   args.check([]);
-  const results = new Results<SchedulerResult>("scheduler", `CPU, ${Deno.build.arch}`, Deno.args);
+  const results = new Results<SchedulerResult>("scheduler", `CPU, ${Deno.build.arch}`, Deno.args, out);
   for (const load of LOADS) {
     results.add({ load: load.name, seqs, context, ahead, steps, ...measure(load, seqs, context, ahead, steps) });
   }
