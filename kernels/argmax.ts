@@ -1,7 +1,8 @@
 /**
  * The greedy path: the largest logit of each row, the lowest id among equals, and on request its log-probability
  * x - log Σ exp x. A vocabulary of up to 16,384 takes one dispatch, a larger one two: workgroups over slices of a row,
- * then one workgroup that merges the slices. The greatest is the same in any order; the sum is taken in an order that
+ * then one workgroup that merges the slices. Where nothing else reads the logits, the product that makes them may give the best of
+ * its tiles instead, and they are never written. The greatest is the same in any order; the sum is taken in an order that
  * depends on the vocabulary's size alone, so a row's result does not depend on its batch.
  *
  * @module
@@ -288,6 +289,15 @@ export const argmaxMergeKernel: Kernel<ArgmaxParams> = {
     return call.params.logprob ? [tokens, logprobs] : [tokens];
   },
   cost: (call, _caps, resolve) => logitCost(call, resolve),
+  absorb([value], params, context) {
+    if (params.logprob || value?.op !== "kernel" || value.kernel !== argmaxSlicesKernel as Kernel<unknown>) {
+      return undefined;
+    }
+    const logits = value.src[0]!;
+    if (logits.op !== "kernel" || context.readers(logits) !== 1) return undefined;
+    const greatest = logits.kernel.withGreatest?.(logits.src, logits.params, context);
+    return greatest && kernelNode(argmaxMergeKernel, [greatest, output(greatest, 1)], params);
+  },
 };
 
 function pick(logits: Node, params: ArgmaxParams): Node {

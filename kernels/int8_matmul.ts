@@ -22,6 +22,7 @@ import { hasBlocksForm, type Int8Form, int8Form, type Int8Size } from "./int8_va
 import { affinePairs, hasInt8Form, type Int8Product } from "./int8_weight.ts";
 import { activationBlock, codeOrder, quantise32, quantiseActivations, type QuantisedActivations } from "./quantise.ts";
 import { linear } from "./quantised_matmul.ts";
+import { argmaxReference } from "./sampling_reference.ts";
 import { unpackCodes } from "./quantised_reference.ts";
 import { type AffineFormat, formatName, type Weight, weightTensorTypes } from "./weight_format.ts";
 import { leastBytes } from "./least_bytes.ts";
@@ -36,6 +37,8 @@ export interface Int8Params {
   readonly source?: Int8Source;
   /** Whether the outputs are codes and scales (`quantise32`) of y. With `gate` only. */
   readonly quantise?: boolean;
+  /** Weight rows of a part: the outputs are the greatest y of each part, and its row, i32. */
+  readonly greatestOf?: number;
 }
 
 interface Sizes extends Omit<Int8Product, "tokens"> {
@@ -44,7 +47,7 @@ interface Sizes extends Omit<Int8Product, "tokens"> {
 
 /** Takes a product's inputs apart: activations, then the weight's tensors. Throws errors that name the shapes. */
 function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
-  const { format, gate = false, source, quantise = false } = params;
+  const { format, gate = false, source, quantise = false, greatestOf } = params;
   if (!hasInt8Form(format)) {
     throw new Error(
       `Cannot multiply int8 activations by ${formatName(format)}: weights of 4 and 8 bits have this product`,
@@ -77,7 +80,18 @@ function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
     throw new Error(`Cannot store the outputs of weight [${rows}, ${columns}] in codes: gated blocks of 32 can be`);
   }
   const outputs = gate ? rows / 2 : rows;
-  return { format, tokens, rows, columns, outputs, gate, source, quantise, types: inputs };
+  return {
+    format,
+    tokens,
+    rows,
+    columns,
+    outputs,
+    gate,
+    source,
+    quantise,
+    argmax: greatestOf !== undefined,
+    types: inputs,
+  };
 }
 
 /** Codes of activations as numbers, columns in their natural order. */
@@ -110,9 +124,25 @@ export function int8Terms(
   }
 }
 
+/** The greatest value of each part of a row, and its place in the row. */
+function greatestReference(y: Float64Array, outputs: number, each: number): Float64Array[] {
+  const parts = Math.ceil(outputs / each), values: number[] = [], places: number[] = [];
+  for (let at = 0; at < y.length / outputs * parts; at++) {
+    const row = Math.floor(at / parts) * outputs, first = at % parts * each;
+    const part = y.slice(row + first, row + Math.min(outputs, first + each)), best = argmaxReference(part);
+    values.push(part[best]!);
+    places.push(first + best);
+  }
+  return [Float64Array.from(values), Float64Array.from(places)];
+}
+
 /** The plain definition, in float64. */
 function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
-  const { params: { source, quantise, ...plain } } = call;
+  const { params: { source, quantise, greatestOf, ...plain } } = call;
+  if (greatestOf !== undefined) {
+    const [y] = reference({ ...call, params: plain }, inputs);
+    return greatestReference(y!, sizesOf(call.inputs, plain).outputs, greatestOf);
+  }
   if (quantise) {
     const params = { ...plain, ...(source && { source }) };
     const { codes, scales } = quantiseActivations(reference({ ...call, params }, inputs)[0]!);
@@ -151,7 +181,11 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
   const kernel: Kernel<Int8Params> = {
     name: "int8_matmul",
     infer(inputs, params) {
-      const { tokens, outputs, quantise } = sizesOf(inputs, params);
+      const { tokens, outputs, quantise } = sizesOf(inputs, params), { greatestOf } = params;
+      if (greatestOf !== undefined) {
+        const shape = [tokens, Math.ceil(outputs / greatestOf)];
+        return [{ dtype: "f32", shape }, { dtype: "i32", shape }];
+      }
       if (!quantise) return [{ dtype: "f32", shape: [tokens, outputs] }];
       return [
         { dtype: "u32", shape: [tokens, outputs / 4] },
@@ -183,6 +217,12 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
       const quantised = { ...params, quantise: true };
       const fits = rows % (2 * activationBlock) === 0 && hasBlocksForm(maxOf(inputs[0]!.shape[0]!), caps);
       return params.gate && fits && !params.quantise ? kernelNode(kernel, inputs, quantised) : undefined;
+    },
+    withGreatest(inputs, params, { caps }) {
+      if (params.gate || params.source || params.quantise || params.greatestOf) return undefined;
+      const { form } = sized({ inputs, params, outputs: [] }, caps);
+      const fits = form.kind === "tile" && caps.subgroups && form.rows / form.threadRows <= caps.subgroupSize;
+      return fits && !caps.cpu ? kernelNode(kernel, inputs, { ...params, greatestOf: form.rows }) : undefined;
     },
     absorb(inputs, params, context) {
       const made = params.source ? undefined : sourceOf(inputs, context);

@@ -6,6 +6,7 @@ import { buffer, input, map, slice } from "../tensor/node.ts";
 import { compile } from "../tensor/program.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
+import { argmax } from "./argmax.ts";
 import { attentionCall } from "./attention_cases.ts";
 import { decodeAttention } from "./decode_attention.ts";
 import { fastLinear, int8Kernel, int8Linear, int8Matmul } from "./int8_matmul.ts";
@@ -70,6 +71,45 @@ Deno.test("outputs stored in codes are those of quantising the outputs, bit for 
         assertEquals(stored, apart, `${tokens} x ${rows} x ${columns}, subgroups ${subgroups}, cpu ${cpu}`);
       }
     }
+  } finally {
+    device.close();
+  }
+});
+
+Deno.test("a product that gives the best of its tiles draws the tokens that its logits do", async () => {
+  const device = await openDevice(), vocabulary = 16500, { weight, release } = weightOf(vocabulary, 64, 6);
+  const asGpu = new Device(device.gpu, device.info, gpuCaps(device.caps), Infinity, true);
+  const x = Float32Array.from({ length: 41 * 64 }, () => Math.random() - 0.5), sizes = { tokens: 41 }, drawn = [];
+  try {
+    for (const rules of [undefined, []]) {
+      using program = compile(asGpu, () => {
+        return argmax(fastLinear(input("x", "f32", [new Sym("tokens", 130), 64]), weight));
+      }, rules && { rules });
+      if (device.caps.subgroups) assertEquals(program.dispatchCount, rules ? 4 : 3);
+      program.run({ inputs: { x }, sizes });
+      drawn.push(await program.read(0, sizes));
+    }
+    assertEquals(drawn[0], drawn[1]);
+  } finally {
+    release();
+    device.close();
+  }
+});
+
+Deno.test("the best of each tile's rows agrees with the reference", async () => {
+  const device = await openDevice();
+  const form = { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 2 } as const;
+  const kernel = int8Kernel(() => form),
+    call = int8Call({ format: fourBits, greatestOf: 16 }, [21, 70, 512], seededRandom(8));
+  try {
+    if (!device.caps.subgroups) return;
+    const [values, places] = await runKernel(device, kernel, call);
+    const outputs = kernel.infer(call.inputs, call.params);
+    const [best, rows] = kernel.reference({ ...call, outputs }, call.inputs.map(({ data }) => data));
+    const close = (i: number): boolean => Math.abs(values![i]! - best![i]!) < 1e-4 * Math.abs(best![i]!);
+    assert(best!.every((_, i) => close(i)));
+    // Two rows of random weights do not come as close to each other as to make rounding choose.
+    assertEquals([...places!], [...rows!]);
   } finally {
     device.close();
   }

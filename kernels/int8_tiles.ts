@@ -10,62 +10,11 @@
  */
 import { siluGateFunction } from "./activation.ts";
 import type { Caps, KernelSource } from "../tensor/kernel.ts";
-import { joinedSums, stageColumns, type TileForm } from "./int8_variants.ts";
-import { smallestMax } from "./quantise_wgsl.ts";
-import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
+import { type Tile, tileOf, tileOutputs } from "./int8_tile.ts";
+import { storesText, tileOutputPorts } from "./int8_tile_stores.ts";
+import { joinedSums, type TileForm } from "./int8_variants.ts";
+import { addDots, floatBits, type Int8Product, sumValue } from "./int8_weight.ts";
 import { indices } from "./unroll.ts";
-
-/** Outputs of a tile for each token. */
-function tileOutputs({ rows, product: { gate } }: Tile): number {
-  return gate ? rows / 2 : rows;
-}
-
-/** A tile form with everything that follows from it. */
-interface Tile extends TileForm {
-  readonly product: Int8Product;
-  readonly weight: Int8Weight;
-  /** Invocations along rows and along tokens, and of a slice. */
-  readonly across: number;
-  readonly down: number;
-  readonly threads: number;
-  /** Blocks of 32 columns, and vectors of 16 codes, of a stage. */
-  readonly blocks: number;
-  readonly vectors: number;
-  /**
-   * Whether a stage is two blocks that share each weight row's scale: sums of both meet before that scale multiplies them, in six
-   * float operations an output rather than eight, which is worth 7%: issuing instructions is a tile's limit.
-   */
-  readonly pair: boolean;
-  /** Scales of a token in a stage. */
-  readonly scaleBlocks: number;
-  /** Scales of a weight row in a stage. */
-  readonly affines: number;
-  /** Stages of all columns, and of a slice. */
-  readonly stages: number;
-  readonly sliceStages: number;
-}
-
-function tileOf(product: Int8Product, form: TileForm, caps: Caps): Tile {
-  const stage = stageColumns(product.columns), weight = int8Weight(product.format, product.columns, caps);
-  const across = form.rows / form.threadRows, down = form.tokens / form.threadTokens;
-  const stages = product.columns / stage;
-  const pair = stage === 64 && weight.groupBlocks >= 2;
-  return {
-    ...form,
-    pair,
-    scaleBlocks: pair ? 1 : stage / 32,
-    product,
-    weight,
-    across,
-    down,
-    threads: across * down,
-    blocks: stage / 32,
-    vectors: stage / 16,
-    affines: Math.max(1, stage / 32 / weight.groupBlocks),
-    stages,
-    sliceStages: Math.ceil(stages / form.slices),
-  };
-}
 
 /** Workgroup memory. Vectors of codes are padded, so that writes of neighbouring lanes meet different banks. */
 function memory(tile: Tile): string {
@@ -245,78 +194,6 @@ function joinSlices(tile: Tile): string {
   }).join("");
 }
 
-/** Stores of an invocation; with `whole`, of a tile whose tokens are all there. */
-function storeCells(tile: Tile, whole: boolean): string {
-  const { product: { gate, outputs }, threadRows, across } = tile;
-  const rows = indices(gate ? threadRows / 2 : threadRows), wholeRows = outputs % tileOutputs(tile) === 0;
-  return indices(tile.threadTokens).map((m) => {
-    const each = rows.map((r) => {
-      const value = gate ? `silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2})` : `sum_${m}_${r}`;
-      const output = `row0 + ${r * across}u + tx`, store = `store_y(token * ${outputs}u + ${output}, ${value});`;
-      return wholeRows ? store : `if (${output} < ${outputs}u) { ${store} }`;
-    });
-    const body = each.join("\n");
-    return `{ let token = token0 + ${m * tile.down}u + ty;\n${whole ? body : `if (token < tokens) {\n${body}\n}`}\n}\n`;
-  }).join("");
-}
-
-/**
- * Stores of an invocation in codes and scales, as `quantise_wgsl.ts` makes them. Neighbours have a block of 32 outputs between them:
- * 8 of them four each, 16 two, 32 one, so that octets are eight neighbours' outputs of one turn. In uniform control flow but for
- * the stores, where `inside` holds.
- */
-function storeCodes(tile: Tile, inside: string): string {
-  const { product: { outputs }, threadTokens, threadRows, across, down } = tile, each = 32 / across;
-  const distances = [1, 2, 4, 8, 16].filter((distance) => distance < across);
-  const over = (name: string, join: (a: string, b: string) => string, distances: readonly number[]): string =>
-    distances.map((d) => `${name} = ${join(name, `subgroupShuffleXor(${name}, ${d}u)`)};`).join(" ");
-  const block = (m: number, first: number): string => {
-    const own = indices(each).map((i) => first + i), all = (text: (r: number) => string) => own.map(text);
-    const word = own.slice(1).reduce((some, r, i) => `select(${some}, word_${r}, turn == ${i + 1}u)`, `word_${first}`);
-    return `{
-${all((r) => `let v_${r} = silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2});`).join(" ")}
-var greatest = ${all((r) => `abs(v_${r})`).reduce((a, b) => `max(${a}, ${b})`)};
-${over("greatest", (a, b) => `max(${a}, ${b})`, distances)}
-let some = greatest > ${smallestMax};
-let steps = select(0.0, 127.0 / max(greatest, ${smallestMax}), some);
-${all((r) => `let rounded_${r} = round(v_${r} * steps);`).join(" ")}
-var sum = ${all((r) => `rounded_${r}`).join(" + ")};
-${over("sum", (a, b) => `${a} + ${b}`, distances)}
-let scale = select(0.0, greatest * ${1 / 127}, some);
-${
-      all((r) =>
-        `var word_${r} = (u32(i32(rounded_${r})) & 255u) << (turn * 8u); ` +
-        over(`word_${r}`, (a, b) => `${a} | ${b}`, [2, 4])
-      ).join("\n")
-    }
-if (${inside}) {
-  if (turn < ${each}u) { store_y_codes(words + ((${first}u + turn) * ${across}u + tx) / 8u * 2u + (tx & 1u), ${word}); }
-  if (tx == 0u) { store_y_scales(token * ${outputs / 32}u + row0 / 32u + ${first / each}u, vec2f(scale, scale * sum)); }
-}
-}
-`;
-  };
-  const blocks = indices(threadRows / 2 / each).map((b) => b * each);
-  return `let turn = (tx >> 1u) & 3u;\n` + indices(threadTokens).map((m) =>
-    `{ let token = token0 + ${m * down}u + ty;
-let words = token * ${outputs / 4}u + row0 / 4u;
-${blocks.map((first) => block(m, first)).join("")}}\n`
-  ).join("");
-}
-
-/** A spliced store may read (a residual): without branches between them, those reads overlap. */
-function stores(tile: Tile, caps: Caps): string {
-  if (caps.cpu) return storeCells(tile, false);
-  return `if (token0 + ${tile.tokens}u <= tokens) {\n${storeCells(tile, true)}} else {\n${storeCells(tile, false)}}\n`;
-}
-
-/** All that is stored, by the first slice. */
-function storesText(tile: Tile, caps: Caps): string {
-  const { slices, product } = tile;
-  if (product.quantise) return storeCodes(tile, slices > 1 ? "slice == 0u && token < tokens" : "token < tokens");
-  return slices > 1 ? `if (slice == 0u) {\n${stores(tile, caps)}}\n` : stores(tile, caps);
-}
-
 function main(tile: Tile, caps: Caps): string {
   const { product, threads, across, slices } = tile, parts = stagings(tile);
   const pieces = parts.flatMap((part) =>
@@ -356,9 +233,9 @@ export function tilesSource(product: Int8Product, form: TileForm, caps: Caps): K
   const tile = tileOf(product, form, caps);
   return {
     inputs: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }, ...tile.weight.ports],
-    outputs: product.quantise ? [{ name: "y_codes" }, { name: "y_scales", width: 2 }] : [{ name: "y" }],
+    outputs: tileOutputPorts(product),
     workgroupSize: [tile.threads * tile.slices, 1, 1],
-    subgroups: product.quantise,
+    subgroups: product.quantise || product.argmax,
     declarations: tile.weight.declarations + (tile.pair ? scalePair : "") + (product.gate ? siluGateFunction : "") +
       memory(tile),
     main: main(tile, caps),

@@ -147,4 +147,6 @@ export interface Int8Product {
   readonly types: readonly TensorType[];
   /** Whether outputs are stored in codes and scales. */
   readonly quantise: boolean;
+  /** Whether only the greatest output of each tile of rows is stored, and its place. */
+  readonly argmax: boolean;
 }

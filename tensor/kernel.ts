@@ -154,6 +154,11 @@ export interface Kernel<P> {
   absorb?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /** This op with its only output in 8-bit codes and scales (`quantise32`), where it can store it so. */
   withQuantise32?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
+  /**
+   * This op, which gives rows of values, as a kernel of two outputs [rows, S]: the greatest value of each of S parts of a row, and its
+   * place in the row, i32; where it can store them so.
+   */
+  withGreatest?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /** Parameters with the gate spliced in (output halves: silu(first half) x second half), where the slot is there. */
   withSiluGate?(params: P): P | undefined;
 }

@@ -1,0 +1,125 @@
+/**
+ * What the tiles of an int8 product (`int8_tiles.ts`) do with their sums: store them as floats, as 8-bit codes, or the greatest of them.
+ *
+ * @module
+ */
+import type { Caps, Port } from "../tensor/kernel.ts";
+import { type Tile, tileOutputs } from "./int8_tile.ts";
+import type { Int8Product } from "./int8_weight.ts";
+import { smallestMax } from "./quantise_wgsl.ts";
+import { indices } from "./unroll.ts";
+
+/** Stores of an invocation; with `whole`, of a tile whose tokens are all there. */
+function storeCells(tile: Tile, whole: boolean): string {
+  const { product: { gate, outputs }, threadRows, across } = tile;
+  const rows = indices(gate ? threadRows / 2 : threadRows), wholeRows = outputs % tileOutputs(tile) === 0;
+  return indices(tile.threadTokens).map((m) => {
+    const each = rows.map((r) => {
+      const value = gate ? `silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2})` : `sum_${m}_${r}`;
+      const output = `row0 + ${r * across}u + tx`, store = `store_y(token * ${outputs}u + ${output}, ${value});`;
+      return wholeRows ? store : `if (${output} < ${outputs}u) { ${store} }`;
+    });
+    const body = each.join("\n");
+    return `{ let token = token0 + ${m * tile.down}u + ty;\n${whole ? body : `if (token < tokens) {\n${body}\n}`}\n}\n`;
+  }).join("");
+}
+
+/**
+ * Stores of an invocation in codes and scales, as `quantise_wgsl.ts` makes them. Neighbours have a block of 32 outputs between them:
+ * 8 of them four each, 16 two, 32 one, so that octets are eight neighbours' outputs of one turn. In uniform control flow but for
+ * the stores, where `inside` holds.
+ */
+function storeCodes(tile: Tile, inside: string): string {
+  const { product: { outputs }, threadTokens, threadRows, across, down } = tile, each = 32 / across;
+  const distances = [1, 2, 4, 8, 16].filter((distance) => distance < across);
+  const over = (name: string, join: (a: string, b: string) => string, distances: readonly number[]): string =>
+    distances.map((d) => `${name} = ${join(name, `subgroupShuffleXor(${name}, ${d}u)`)};`).join(" ");
+  const block = (m: number, first: number): string => {
+    const own = indices(each).map((i) => first + i), all = (text: (r: number) => string) => own.map(text);
+    const word = own.slice(1).reduce((some, r, i) => `select(${some}, word_${r}, turn == ${i + 1}u)`, `word_${first}`);
+    return `{
+${all((r) => `let v_${r} = silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2});`).join(" ")}
+var greatest = ${all((r) => `abs(v_${r})`).reduce((a, b) => `max(${a}, ${b})`)};
+${over("greatest", (a, b) => `max(${a}, ${b})`, distances)}
+let some = greatest > ${smallestMax};
+let steps = select(0.0, 127.0 / max(greatest, ${smallestMax}), some);
+${all((r) => `let rounded_${r} = round(v_${r} * steps);`).join(" ")}
+var sum = ${all((r) => `rounded_${r}`).join(" + ")};
+${over("sum", (a, b) => `${a} + ${b}`, distances)}
+let scale = select(0.0, greatest * ${1 / 127}, some);
+${
+      all((r) =>
+        `var word_${r} = (u32(i32(rounded_${r})) & 255u) << (turn * 8u); ` +
+        over(`word_${r}`, (a, b) => `${a} | ${b}`, [2, 4])
+      ).join("\n")
+    }
+if (${inside}) {
+  if (turn < ${each}u) { store_y_codes(words + ((${first}u + turn) * ${across}u + tx) / 8u * 2u + (tx & 1u), ${word}); }
+  if (tx == 0u) { store_y_scales(token * ${outputs / 32}u + row0 / 32u + ${first / each}u, vec2f(scale, scale * sum)); }
+}
+}
+`;
+  };
+  const blocks = indices(threadRows / 2 / each).map((b) => b * each);
+  return `let turn = (tx >> 1u) & 3u;\n` + indices(threadTokens).map((m) =>
+    `{ let token = token0 + ${m * down}u + ty;
+let words = token * ${outputs / 4}u + row0 / 4u;
+${blocks.map((first) => block(m, first)).join("")}}\n`
+  ).join("");
+}
+
+/** A spliced store may read (a residual): without branches between them, those reads overlap. */
+function stores(tile: Tile, caps: Caps): string {
+  if (caps.cpu) return storeCells(tile, false);
+  return `if (token0 + ${tile.tokens}u <= tokens) {\n${storeCells(tile, true)}} else {\n${storeCells(tile, false)}}\n`;
+}
+
+/**
+ * The greatest of an invocation's outputs of a token, then of all that have the token, and its row: the lowest among equals. Past the
+ * last row and for minus infinity stands the least f32, as in `argmax.ts`. In uniform control flow but for the stores.
+ */
+function storeBest(tile: Tile, inside: string): string {
+  const { product: { outputs }, threadTokens, threadRows, rows, across, down } = tile;
+  const lowest = "-3.4028234e38", wholeRows = outputs % rows === 0, slices = Math.ceil(outputs / rows);
+  const value = (m: number, r: number): string => {
+    const own = `max(sum_${m}_${r}, ${lowest})`;
+    return wholeRows ? own : `select(${lowest}, ${own}, row0 + ${r * across}u + tx < ${outputs}u)`;
+  };
+  const distances = [1, 2, 4, 8, 16, 32].filter((distance) => distance < across);
+  return indices(threadTokens).map((m) =>
+    `{ let token = token0 + ${m * down}u + ty;
+var best = ${value(m, 0)};
+var best_row = row0 + tx;
+${
+      indices(threadRows).slice(1).map((r) =>
+        `{ let next = ${value(m, r)}; if (next > best) { best = next; best_row = row0 + ${r * across}u + tx; } }`
+      ).join("\n")
+    }
+${
+      distances.map((distance) =>
+        `{ let other = subgroupShuffleXor(best, ${distance}u); let other_row = subgroupShuffleXor(best_row, ${distance}u);
+if (other > best || (other == best && other_row < best_row)) { best = other; best_row = other_row; } }`
+      ).join("\n")
+    }
+if (tx == 0u && ${inside}) {
+  store_value(token * ${slices}u + workgroup.y, best);
+  store_place(token * ${slices}u + workgroup.y, i32(best_row));
+}
+}
+`
+  ).join("");
+}
+
+/** The outputs of a product's tiles. */
+export function tileOutputPorts({ quantise, argmax }: Int8Product): Port[] {
+  if (argmax) return [{ name: "value" }, { name: "place" }];
+  return quantise ? [{ name: "y_codes" }, { name: "y_scales", width: 2 }] : [{ name: "y" }];
+}
+
+/** All that is stored, by the first slice. */
+export function storesText(tile: Tile, caps: Caps): string {
+  const { slices, product } = tile, inside = slices > 1 ? "slice == 0u && token < tokens" : "token < tokens";
+  if (product.argmax) return storeBest(tile, inside);
+  if (product.quantise) return storeCodes(tile, inside);
+  return slices > 1 ? `if (slice == 0u) {\n${stores(tile, caps)}}\n` : stores(tile, caps);
+}
