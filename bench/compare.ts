@@ -37,6 +37,8 @@ interface Figure {
   readonly better: "more" | "less";
   /** Where its distribution stands, if it is a median. */
   readonly spread?: string;
+  /** A change that is noise, however small the figure is. */
+  readonly slack?: number;
 }
 
 const FIGURES: readonly Figure[] = [
@@ -54,7 +56,7 @@ const FIGURES: readonly Figure[] = [
   { path: "outputRatio", better: "less" },
   { path: "tokenRatio", better: "less" },
   { path: "firstTokenMs", better: "less" },
-  { path: "schedulingMs", better: "less" },
+  { path: "schedulingMs", better: "less", slack: 0.02 },
   { path: "meanMs", better: "less" },
   { path: "microseconds", better: "less" },
   { path: "readback.p50", better: "less", spread: "readback" },
@@ -103,7 +105,8 @@ function compareFigure(what: string, figure: Figure, before: Line, after: Line):
   const change = b / a - 1;
   const noise = Math.max(LEAST_NOISE, spreadOf(before, figure) + spreadOf(after, figure));
   const better = (change > 0) === (figure.better === "more");
-  const verdict = Math.abs(change) <= noise ? "same" : better ? "better" : "worse";
+  const same = Math.abs(change) <= noise || Math.abs(b - a) <= (figure.slack ?? 0);
+  const verdict = same ? "same" : better ? "better" : "worse";
   return [{ what, figure: figure.path, before: a, after: b, change, verdict }];
 }
 

@@ -138,6 +138,8 @@ Deno.test("bench: results are compared where they measured the same, noise is no
   const compared = compareResults(before, after);
   assertEquals(compared.map(({ verdict }) => verdict), ["worse", "same", "same"]);
   assert(comparisonTable(compared).includes("-10.0%  worse"));
+  const [scheduling] = compareResults([{ schedulingMs: 0.009 }], [{ schedulingMs: 0.013 }]);
+  assertEquals(scheduling?.verdict, "same");
   const from = (device: string, day: number) => ({ device, date: `2026-11-0${day}` });
   assertEquals(
     comparisonHead([from("A", 2), from("A", 1)], [from("A", 3)]),
