@@ -326,7 +326,7 @@ export const OPTIONS: OptionTable = {
     group: "Engine",
     commands: ["batch"],
     help: "most tokens of a step, of all sequences; longer prompts are cut to fit",
-    default: "512",
+    default: "512, on a GPU up to 2048 of prompts alone",
   },
   prefixCache: {
     flag: "prefix-cache",

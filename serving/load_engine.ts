@@ -80,6 +80,8 @@ export interface EngineParts {
   readonly contextLength: number;
   readonly maxNumSeqs: number;
   readonly maxNumBatchedTokens: number;
+  /** Most tokens of a step while sequences decode; `maxNumBatchedTokens` unless given. */
+  readonly maxNumMixedTokens?: number;
 }
 
 /**
@@ -92,7 +94,8 @@ export function makeEngine(
   options: Pick<EngineLoadOptions, "precision" | "policy" | "prefixCache" | "maxSteps"> = {},
   release?: () => void,
 ): { engine: Engine; runner: Runner } {
-  const { device, cache, contextLength, maxNumSeqs, maxNumBatchedTokens } = parts;
+  const { device, cache, contextLength, maxNumSeqs, maxNumBatchedTokens, maxNumMixedTokens = maxNumBatchedTokens } =
+    parts;
   const {
     precision = device.caps.cpu ? "exact" : "fast",
     maxSteps = device.caps.cpu ? 1 : GPU_STEPS,
@@ -102,7 +105,8 @@ export function makeEngine(
   const runner = new Runner({ ...parts, precision, maxSteps });
   const { numBlocks, blockSize } = cache.options;
   const engine = new Engine({
-    ...{ runner, numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, contextLength, policy, prefixCache, maxSteps },
+    ...{ runner, numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxNumMixedTokens, contextLength },
+    ...{ policy, prefixCache, maxSteps },
     explain: () => runner.explain(),
     peakBytes: () => device.peak,
     ...(release && { release }),
@@ -127,7 +131,7 @@ async function plan(
   const [config, checkpoint] = await Promise.all([readConfig(source), openCheckpoint(source)]);
   checkBindings(device, config);
   const { caps, memoryLimit, allocated: inUse } = device, { kvDtype = "f16", kvMemory } = options;
-  const steps = chooseStepLimits(options, caps.cpu);
+  const steps = chooseStepLimits(options, caps.cpu, config);
   const room: Room = { config, checkpoint, caps, memoryLimit, inUse, kvDtype, kvMemory, steps };
   return { room, contextLength: chooseContextLength(options.contextLength, room) };
 }

@@ -4,6 +4,7 @@ import { readConfig } from "../model/config.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
 import type { Caps } from "../tensor/kernel.ts";
+import type { LoadOptions } from "./model.ts";
 import {
   BLOCK_SIZE,
   chooseContextLength,
@@ -29,7 +30,7 @@ const CAPS: Caps = {
   workgroupMemory: 2 ** 15,
 };
 
-const STEPS = { maxNumSeqs: 16, maxNumBatchedTokens: 512 };
+const STEPS = { maxNumSeqs: 16, maxNumBatchedTokens: 512, maxNumMixedTokens: 512 };
 
 /** The story model, whose context is 1,024 tokens, and as much memory as is asked for. */
 async function room(changes: Partial<Room> = {}): Promise<Room> {
@@ -100,9 +101,21 @@ Deno.test("the pool is as large as asked, in bytes or as a fraction of what is l
   );
 });
 
-Deno.test("steps are as large as asked, or as the device can make use of", () => {
-  assertEquals(chooseStepLimits({}, true), { maxNumSeqs: 16, maxNumBatchedTokens: 512 });
-  assertEquals(chooseStepLimits({}, false), { maxNumSeqs: 256, maxNumBatchedTokens: 512 });
-  assertEquals(chooseStepLimits({ maxNumSeqs: 1000 }, false), { maxNumSeqs: 1000, maxNumBatchedTokens: 1000 });
-  assertEquals(chooseStepLimits({ maxNumBatchedTokens: 9 }, true), { maxNumSeqs: 9, maxNumBatchedTokens: 9 });
+Deno.test("steps are as large as asked, or as the device can make use of", async () => {
+  const { config } = await room();
+  const limits = (options: LoadOptions, cpu: boolean, intermediateSize = config.intermediateSize): number[] => {
+    const { maxNumSeqs, maxNumBatchedTokens, maxNumMixedTokens } = chooseStepLimits(options, cpu, {
+      ...config,
+      intermediateSize,
+    });
+    return [maxNumSeqs, maxNumBatchedTokens, maxNumMixedTokens];
+  };
+  assertEquals(limits({}, true), [16, 512, 512]);
+  assertEquals(limits({}, false), [256, 2048, 512]);
+  assertEquals(limits({}, false, 12_000), [256, 1024, 512]);
+  assertEquals(limits({}, false, 25_000), [256, 512, 512]);
+  assertEquals(limits({ maxNumSeqs: 1000 }, false), [1000, 2048, 1000]);
+  assertEquals(limits({ maxNumSeqs: 3000 }, false), [3000, 3000, 3000]);
+  assertEquals(limits({ maxNumBatchedTokens: 9 }, true), [9, 9, 9]);
+  assertEquals(limits({ maxNumBatchedTokens: 4096 }, false), [256, 4096, 4096]);
 });

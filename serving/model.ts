@@ -40,7 +40,10 @@ export interface LoadOptions {
   contextLength?: number;
   /** Most sequences that are computed together: 256 unless given, 16 on devices that compute on the CPU. */
   maxNumSeqs?: number;
-  /** Most tokens that one step computes, of all sequences together: long prompts are cut to fit. 512 unless given. */
+  /**
+   * Most tokens that one step computes, of all sequences together: long prompts are cut to fit. Unless given 512, and on GPUs
+   * up to 2,048, by the model's size, while nothing but prompts is computed.
+   */
   maxNumBatchedTokens?: number;
   /**
    * Memory of keys and values: bytes, or, up to 1, a fraction of what `memoryLimit`, which has to be given then, leaves beside the

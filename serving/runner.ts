@@ -151,7 +151,7 @@ export class Runner {
 
   #prepareDraws(step: ScheduledStep, details: Details, ahead: boolean): PreparedStep {
     const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details, this.#slots);
-    const captured = this.#capture(this.#limits(step), sampler), { program, builder } = captured;
+    const limits = this.#limits(step), captured = this.#capture(limits, sampler), { program, builder } = captured;
     const drawing = scheduled.filter(({ draws }) => draws);
     const firstSlot = this.#slots.take(scheduled);
     const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slots: this.#slots });
@@ -164,7 +164,7 @@ export class Runner {
       if (captured.short && ++captured.steps === JOINED_AFTER) program.join().catch(() => {});
       // A step of decoding, and a whole chunk of a prompt, are mostly followed by one like it, which is encoded while the device
       // works on this one.
-      if (sizes.rows === sizes.tokens || sizes.tokens === this.maxTokens) program.encodeAhead(sizes);
+      if (sizes.rows === sizes.tokens || sizes.tokens === limits.maxTokens) program.encodeAhead(sizes);
       return {
         step,
         drawing: drawing.map(({ sequence }) => sequence),

@@ -35,6 +35,8 @@ export interface SchedulerOptions {
   readonly maxNumSeqs: number;
   /** Most tokens of a step; at least `maxNumSeqs`, so that a step has a token for each. */
   readonly maxNumBatchedTokens: number;
+  /** Most tokens of a step while sequences decode, whose next tokens wait for its end; `maxNumBatchedTokens` unless given. */
+  readonly maxNumMixedTokens?: number;
   /** Most tokens of a step that scores; `maxNumBatchedTokens` unless given. */
   readonly maxNumScoredTokens?: number;
   /** Most tokens of a sequence. */
@@ -67,9 +69,10 @@ export class Scheduler {
   /** A scheduler of nothing. */
   constructor(options: SchedulerOptions) {
     const { numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, policy, prefixCache = true } = options;
-    if (!(maxNumSeqs >= 1 && maxNumBatchedTokens >= maxNumSeqs)) {
+    const fewest = Math.min(maxNumBatchedTokens, options.maxNumMixedTokens ?? maxNumBatchedTokens);
+    if (!(maxNumSeqs >= 1 && fewest >= maxNumSeqs)) {
       throw new RangeError(
-        `Cannot run ${maxNumSeqs} sequences in steps of ${maxNumBatchedTokens} tokens: ` +
+        `Cannot run ${maxNumSeqs} sequences in steps of ${fewest} tokens: ` +
           `give at least one sequence, and at least as many tokens as sequences`,
       );
     }
@@ -187,7 +190,11 @@ export class Scheduler {
   }
 
   #scheduleTokens(number: number): ScheduledStep | undefined {
-    const step = new StepBuilder(number, "generate", this.#options.maxNumBatchedTokens);
+    const { maxNumBatchedTokens, maxNumMixedTokens = maxNumBatchedTokens } = this.#options;
+    const decodes = this.#running.some((each) =>
+      each.numComputedTokens >= each.numPromptTokens && !this.#isEnding(each)
+    );
+    const step = new StepBuilder(number, "generate", decodes ? maxNumMixedTokens : maxNumBatchedTokens);
     this.#continueRunning(step);
     this.#admit(step);
     return step.numTokens > 0 ? step : undefined;

@@ -64,6 +64,20 @@ Deno.test("a prompt longer than the budget is computed in chunks, beside what de
   end(scheduler, short, long);
 });
 
+Deno.test("steps are larger while nothing but prompts is computed", () => {
+  const scheduler = makeScheduler({ maxNumBatchedTokens: 32, maxNumMixedTokens: 8 });
+  const first = makeSequence(40, 0, { maxLength: 43 }), second = makeSequence(70, 100, { maxLength: 71 });
+  scheduler.add(first);
+  scheduler.add(second);
+  const tokens = Array.from({ length: 5 }, () => {
+    const step = advance(scheduler);
+    return [step.get(first), step.get(second)];
+  });
+  // The fourth step draws the last token that `first` may have: nobody waits for the end of those behind.
+  assertEquals(tokens, [[32, undefined], [8, 24], [1, 7], [1, 7], [undefined, 32]]);
+  end(scheduler);
+});
+
 Deno.test("steps are scheduled ahead of reading: what they draw is in flight", () => {
   const scheduler = makeScheduler(), sequence = makeSequence(3, 0, { maxLength: 6 });
   scheduler.add(sequence);
@@ -217,6 +231,8 @@ Deno.test("what could never run is refused at once, with the numbers", () => {
   while (scheduler.numRunning + scheduler.numWaiting > 0) advance(scheduler);
   assertEquals([most.tokens.length, scheduler.numPreemptions], [33, 0]);
   assertThrows(() => makeScheduler({ maxNumSeqs: 5, maxNumBatchedTokens: 4 }), RangeError, "5 sequences in steps of 4");
+  const mixed = { maxNumSeqs: 5, maxNumBatchedTokens: 16, maxNumMixedTokens: 4 };
+  assertThrows(() => makeScheduler(mixed), RangeError, "5 sequences in steps of 4");
 });
 
 Deno.test("by priority the lower number goes first, and the higher one yields", () => {
