@@ -65,7 +65,7 @@ Deno.test("a prompt longer than the budget is computed in chunks, beside what de
 });
 
 Deno.test("steps are larger while nothing but prompts is computed", () => {
-  const scheduler = makeScheduler({ maxNumBatchedTokens: 32, maxNumMixedTokens: 8 });
+  const scheduler = makeScheduler({ contextLength: 128, maxNumBatchedTokens: 32, maxNumMixedTokens: 8 });
   const first = makeSequence(40, 0, { maxLength: 43 }), second = makeSequence(70, 100, { maxLength: 71 });
   scheduler.add(first);
   scheduler.add(second);
