@@ -68,6 +68,8 @@ function indexOf({ start, numTokens }: Scheduled): number {
 /** The rows of one step's draws. Keeps what does not change of a sequence from step to step. */
 export class SamplerRows {
   readonly #rows = new WeakMap<Sequence, SequenceRow>();
+  /** Used again: what a step is told holds until the next one is made. */
+  #adjustments = new Int32Array(0);
 
   /**
    * What the program is told about the sequences that draw in a step.
@@ -80,7 +82,7 @@ export class SamplerRows {
     slots: Pick<TokenSlots, "slotsOf">,
   ): SamplerInputs {
     const drawing = scheduled.filter(({ draws }) => draws), rows = drawing.map(({ sequence }) => this.#row(sequence));
-    const isPlain = rows.every(({ hasPenalties, adjustments }) => !hasPenalties && adjustments.length === 0);
+    const isPlain = rows.every((row) => row.isPlain);
     const isGreedy = drawing.every(({ sequence }) => (sequence.sampling.temperature ?? 0) < greedyBelow);
     // Log-probabilities always come from the one kernel: two would round differently, and company must change no bit.
     if (isPlain && isGreedy && details === "none") {
@@ -89,11 +91,12 @@ export class SamplerRows {
     const samplingRows = new Uint32Array(drawing.length * rowWords), pieces: Int32Array[] = [];
     let entries = 0;
     drawing.forEach((item, r) => {
-      const { record, hasPenalties, adjustments } = rows[r]!, index = indexOf(item);
-      const unread = hasPenalties ? slots.slotsOf(item.sequence, index) : [];
-      const count = unread.length + adjustments.length / adjustmentWords, at = r * rowWords;
-      samplingRows.set(record, at);
+      const row = rows[r]!, index = indexOf(item), at = r * rowWords;
+      samplingRows.set(row.record, at);
       samplingRows[at + rowWord.index] = index;
+      if (row.isPlain) return;
+      const { adjustments } = row, unread = row.hasPenalties ? slots.slotsOf(item.sequence, index) : [];
+      const count = unread.length + adjustments.length / adjustmentWords;
       samplingRows[at + rowWord.adjustmentsStart] = entries;
       samplingRows[at + rowWord.adjustmentsCount] = count;
       pieces.push(inFlightAdjustments(unread), adjustments);
@@ -102,8 +105,18 @@ export class SamplerRows {
     const bound = entries === 0 ? 0 : ADJUSTMENTS * 4 ** Math.max(0, Math.ceil(Math.log2(entries / ADJUSTMENTS) / 2));
     return {
       sampler: { kind: "sample", details, adjustments: bound },
-      inputs: { samplingRows, ...(bound > 0 && { adjustments: joined(pieces, entries * adjustmentWords) }) },
+      inputs: { samplingRows, ...(bound > 0 && { adjustments: this.#joined(pieces, entries * adjustmentWords) }) },
     };
+  }
+
+  #joined(pieces: readonly Int32Array[], length: number): Int32Array {
+    if (this.#adjustments.length < length) this.#adjustments = new Int32Array(2 * length);
+    let at = 0;
+    for (const piece of pieces) {
+      this.#adjustments.set(piece, at);
+      at += piece.length;
+    }
+    return this.#adjustments.subarray(0, length);
   }
 
   #row(sequence: Sequence): SequenceRow {
@@ -111,16 +124,6 @@ export class SamplerRows {
     if (!row) this.#rows.set(sequence, row = new SequenceRow(sequence));
     return row;
   }
-}
-
-function joined(pieces: readonly Int32Array[], length: number): Int32Array {
-  const all = new Int32Array(length);
-  let at = 0;
-  for (const piece of pieces) {
-    all.set(piece, at);
-    at += piece.length;
-  }
-  return all;
 }
 
 /** What a program makes of logits `[rows, vocabulary]`. */

@@ -36,6 +36,11 @@ export class SequenceRow {
     }
   }
 
+  /** Whether nothing about it changes from token to token but the token's index. */
+  get isPlain(): boolean {
+    return !this.hasPenalties && this.#numEntries === 0;
+  }
+
   /** The list, with all tokens that are known by now: `adjustmentWords` words each. */
   get adjustments(): Int32Array {
     const { tokens } = this.#sequence;

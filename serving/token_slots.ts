@@ -37,12 +37,14 @@ export class TokenSlots {
 
   /** Takes slots for the draws of a step, next to each other, in their order. Returns the first. */
   take(scheduled: readonly Scheduled[]): number {
-    const drawing = scheduled.filter(({ draws }) => draws);
-    const first = this.#next + drawing.length > this.size ? 0 : this.#next;
-    this.#next = first + drawing.length;
-    drawing.forEach(({ sequence, start, numTokens }, row) => {
-      this.#draws.set(sequence, [...this.#unread(sequence), { position: start + numTokens, slot: first + row }]);
-    });
+    const count = scheduled.reduce((sum, { draws }) => sum + (draws ? 1 : 0), 0);
+    const first = this.#next + count > this.size ? 0 : this.#next;
+    this.#next = first;
+    for (const { sequence, start, numTokens, draws } of scheduled) {
+      if (!draws) continue;
+      const unread = this.#unread(sequence);
+      unread.push({ position: start + numTokens, slot: this.#next++ });
+    }
     return first;
   }
 
@@ -56,7 +58,11 @@ export class TokenSlots {
     return this.#unread(sequence).filter(({ position }) => position < end).map(({ slot }) => slot);
   }
 
+  /** The draws of a sequence that the host has not read, in their order. */
   #unread(sequence: Sequence): Draw[] {
-    return (this.#draws.get(sequence) ?? []).filter(({ position }) => position >= sequence.tokens.length);
+    let draws = this.#draws.get(sequence);
+    if (!draws) this.#draws.set(sequence, draws = []);
+    while (draws.length > 0 && draws[0]!.position < sequence.tokens.length) draws.shift();
+    return draws;
   }
 }
