@@ -131,7 +131,9 @@ function floatValue(word: number): number {
 
 /** The adjustments that stand for tokens in slots: a row's first. */
 export function inFlightAdjustments(slots: readonly number[]): Int32Array<ArrayBuffer> {
-  return Int32Array.from(slots.flatMap((slot) => [-1 - slot, 1, 0, 0]));
+  const words = new Int32Array(slots.length * adjustmentWords);
+  for (let i = 0; i < slots.length; i++) words.set([-1 - slots[i]!, 1], i * adjustmentWords);
+  return words;
 }
 
 function appendAdjustments(adjustments: number[], row: SamplingRow): void {
