@@ -1,7 +1,7 @@
 /**
- * Times prefill: prompts in chunks of at most 512 tokens as the engine reads them, and one chunk on its own. Usage:
+ * Times prefill: prompts in chunks as the engine reads them unless told otherwise, and one chunk on its own. Usage:
  *
- *     deno task bench:prefill [shape …] [--precision=exact] [--tokens=512,4096] [--chunk=512] [--steps=16] [--profile]
+ *     deno task bench:prefill [shape …] [--precision=exact] [--tokens=512,4096] [--chunk=TOKENS] [--steps=16] [--profile]
  *         [--out=FILE]
  *
  * @module

@@ -13,7 +13,7 @@ import { summarise } from "./statistics.ts";
 import type { StepOptions, StepResult } from "./step.ts";
 import { randomPrompt } from "./workload.ts";
 
-/** Most tokens of a step of the engine, unless a bench is told otherwise. */
+/** Most tokens of a step of an engine that decodes, unless a bench is told otherwise. */
 export const STEP_TOKENS = 512;
 
 /** Tokens before a sequence's end that are not timed: fewer steps are submitted ahead there. */

@@ -11,7 +11,8 @@ import { BenchArguments } from "./arguments.ts";
 import { measureCeilings } from "./ceilings.ts";
 import { Results } from "./result.ts";
 import type { RoleTime } from "./roles.ts";
-import { type ShapeName, shapeNames } from "./shapes.ts";
+import { chooseStepLimits } from "../serving/memory.ts";
+import { shapeConfig, type ShapeName, shapeNames } from "./shapes.ts";
 import { STEP_TOKENS } from "./step_engine.ts";
 import { type StepResult, timeStep } from "./step.ts";
 import { formatNumber as show, formatTable } from "./table.ts";
@@ -30,12 +31,14 @@ export async function runStepBench(bench: string, args: readonly string[], defau
   const precision = flags.choice<Precision>("precision", ["exact", "fast"]), profile = flags.has("profile");
   const lengths = flags.numbers("tokens", [defaults.tokens]), steps = flags.number("steps", defaults.steps);
   const contexts = flags.numbers("context", [defaults.context]), batches = flags.numbers("batch", [1]);
-  const chunk = flags.number("chunk", STEP_TOKENS), out = flags.text("out");
+  const asked = flags.numbers("chunk", [])[0], out = flags.text("out");
   flags.check(shapeNames);
   const shapes = flags.words.length > 0 ? flags.words as ShapeName[] : ["stories" as const];
   const device = await openDevice(), ceilings = await measureCeilings(device);
   const results = new Results<StepResult>(bench, device.info.description, args, out);
   for (const shape of shapes) {
+    const { maxNumBatchedTokens } = chooseStepLimits({}, device.caps.cpu, shapeConfig(shape));
+    const chunk = asked ?? (defaults.tokens > 1 ? maxNumBatchedTokens : STEP_TOKENS);
     for (const batch of batches) {
       for (const [tokens, context] of stepSizes(lengths, contexts)) {
         const result = results.add(
