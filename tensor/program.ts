@@ -112,6 +112,17 @@ export class Program {
    *
    * @param workgroups Numbers of workgroups to try.
    * @returns Whether dispatches are joined now.
+   *
+   * @example
+   * ```ts
+   * import { assertEquals } from "@std/assert";
+   * import { compile, constant, input, map, openDevice } from "@tinyllm/tinyllm/tensor";
+   *
+   * const device = await openDevice();
+   * using program = compile(device, () => map("add", input("x", "f32", [4]), constant(1, "f32")), { join: true });
+   * assertEquals(await program.join(), false); // a single dispatch: there is nothing to join
+   * device.close();
+   * ```
    */
   async join(workgroups: readonly number[] = JOINED_WORKGROUPS): Promise<boolean> {
     this.#check();
