@@ -66,7 +66,7 @@ export function probe(
     subgroupMinSize?: number;
     subgroupMaxSize?: number;
   };
-  const subgroups = features.has("subgroups") && least === greatest && greatest >= 4;
+  const subgroups = features.has("subgroups") && least === greatest && greatest >= 8; // kernels count on eight
   return {
     subgroups,
     subgroupSize: subgroups ? greatest : 1,

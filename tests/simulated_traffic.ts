@@ -78,6 +78,7 @@ export class SimulatedTraffic {
       blockSize,
       maxNumSeqs,
       maxNumBatchedTokens: maxNumSeqs + integer(0, 24),
+      maxNumMixedTokens: maxNumSeqs + integer(0, 24),
       maxNumScoredTokens: integer(1, 9),
       contextLength: integer(8, 80),
       policy: this.#chance(0.5) ? "priority" : "fcfs",
