@@ -194,7 +194,8 @@ export class Scheduler {
     const decodes = this.#running.some((each) =>
       each.numComputedTokens >= each.numPromptTokens && !this.#isEnding(each)
     );
-    const step = new StepBuilder(number, "generate", decodes ? maxNumMixedTokens : maxNumBatchedTokens);
+    const most = decodes ? Math.min(maxNumMixedTokens, maxNumBatchedTokens) : maxNumBatchedTokens;
+    const step = new StepBuilder(number, "generate", most);
     this.#continueRunning(step);
     this.#admit(step);
     return step.numTokens > 0 ? step : undefined;
