@@ -5,6 +5,20 @@
  * @module
  */
 
+/** What was asked for is at fault: its message is all that is printed. */
+export class UsageError extends Error {}
+
+/** Runs a bench from the command line: what was asked for wrongly, and a file that is not there, is said in a line. */
+export async function runBench(main: (args: readonly string[]) => Promise<void> | void): Promise<void> {
+  try {
+    await main(Deno.args);
+  } catch (cause) {
+    if (!(cause instanceof UsageError || cause instanceof Deno.errors.NotFound)) throw cause;
+    console.error(cause.message);
+    Deno.exit(1);
+  }
+}
+
 /** Words and flags of a command line. */
 export class BenchArguments {
   /** What is no flag. */
@@ -36,7 +50,7 @@ export class BenchArguments {
   /** The text, one of `choices`, the first unless given. */
   choice<T extends string>(name: string, choices: readonly T[]): T {
     const value = this.text(name, choices[0]!), choice = choices.find((word) => word === value);
-    if (choice === undefined) throw new Error(`--${name}=${value}: give one of ${choices.join(", ")}`);
+    if (choice === undefined) throw new UsageError(`--${name}=${value}: give one of ${choices.join(", ")}`);
     return choice;
   }
 
@@ -50,7 +64,7 @@ export class BenchArguments {
     const value = this.text(name, "");
     if (value === "") return fallback;
     const numbers = value.split(",").map(Number);
-    if (numbers.some(Number.isNaN)) throw new Error(`--${name}=${value}: give numbers`);
+    if (numbers.some(Number.isNaN)) throw new UsageError(`--${name}=${value}: give numbers`);
     return numbers;
   }
 
@@ -58,9 +72,11 @@ export class BenchArguments {
   check(words?: readonly string[]): void {
     const unknown = [...this.#flags.keys()].find((name) => !this.#asked.has(name));
     if (unknown !== undefined) {
-      throw new Error(`Unknown flag --${unknown}: there are ${[...this.#asked].map((name) => `--${name}`).join(", ")}`);
+      throw new UsageError(
+        `Unknown flag --${unknown}: there are ${[...this.#asked].map((name) => `--${name}`).join(", ")}`,
+      );
     }
     const word = words && this.words.find((given) => !words.includes(given));
-    if (word !== undefined) throw new Error(`Unknown "${word}": give ${words!.join(", ")}`);
+    if (word !== undefined) throw new UsageError(`Unknown "${word}": give ${words!.join(", ")}`);
   }
 }

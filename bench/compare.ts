@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { runBench, UsageError } from "./arguments.ts";
 import { readResults } from "./result.ts";
 import type { Summary } from "./statistics.ts";
 import { formatNumber, formatTable } from "./table.ts";
@@ -159,11 +160,13 @@ export function comparisonTable(comparisons: readonly Comparison[]): string {
 
 async function main([a, b, ...more]: readonly string[]): Promise<void> {
   if (a === undefined || b === undefined || more.length > 0) {
-    throw new Error("Give two files of results: bench:compare A B");
+    throw new UsageError("Give two files of results: bench:compare A B");
   }
   const before = await readResults(a), after = await readResults(b), comparisons = compareResults(before, after);
-  if (comparisons.length === 0) throw new Error(`Cannot compare: no line of "${b}" measured what one of "${a}" did`);
+  if (comparisons.length === 0) {
+    throw new UsageError(`Cannot compare: no line of "${b}" measured what one of "${a}" did`);
+  }
   console.log(`${comparisonHead(before, after)}\n\n${comparisonTable(comparisons)}`);
 }
 
-if (import.meta.main) await main(Deno.args);
+if (import.meta.main) await runBench(main);

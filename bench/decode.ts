@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { runBench } from "./arguments.ts";
 import { runStepBench } from "./step_report.ts";
 
-if (import.meta.main) await runStepBench("decode", Deno.args, { tokens: 1, context: 512, steps: 64 });
+if (import.meta.main) await runBench((args) => runStepBench("decode", args, { tokens: 1, context: 512, steps: 64 }));

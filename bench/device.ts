@@ -5,7 +5,7 @@
  * @module
  */
 import { assign, buffer, compile, constant, type Device, map, openDevice, Storage } from "../tensor/mod.ts";
-import { BenchArguments } from "./arguments.ts";
+import { BenchArguments, runBench } from "./arguments.ts";
 import { type Ceilings, measureCeilings } from "./ceilings.ts";
 import { type Result, Results } from "./result.ts";
 import { summarise, type Summary } from "./statistics.ts";
@@ -32,11 +32,11 @@ async function timeReads(device: Device, reads: number): Promise<number[]> {
   return times;
 }
 
-if (import.meta.main) {
-  const flags = new BenchArguments(Deno.args), reads = flags.number("reads", 200), out = flags.text("out");
+async function main(args: readonly string[]): Promise<void> {
+  const flags = new BenchArguments(args), reads = flags.number("reads", 200), out = flags.text("out");
   flags.check([]);
   const device = await openDevice();
-  const results = new Results<DeviceResult>("device", device.info.description, Deno.args, out);
+  const results = new Results<DeviceResult>("device", device.info.description, args, out);
   const readback = summarise(await timeReads(device, reads));
   const { bytesPerSecond, flopsPerSecond, integerOpsPerSecond } = results.add({
     ...await measureCeilings(device),
@@ -50,3 +50,5 @@ if (import.meta.main) {
     [`ms to read a token id, median of ${reads}`, ...[readback.p50, readback.min, readback.max].map(show)],
   ]));
 }
+
+if (import.meta.main) await runBench(main);

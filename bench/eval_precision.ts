@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { runBench, UsageError } from "./arguments.ts";
 import { loadModel, type Model } from "../mod.ts";
 
 /** What fast precision may cost. */
@@ -79,10 +80,10 @@ async function idsOf(model: Model, file: string): Promise<number[]> {
   return model.tokenizer!.encode(text);
 }
 
-if (import.meta.main) {
-  const [source, file] = Deno.args.filter((arg) => !arg.startsWith("--"));
-  if (!source || !file) throw new Error("Usage: deno task eval:precision MODEL TEXT [--tokens=2000]");
-  const most = Number(Deno.args.find((arg) => arg.startsWith("--tokens="))?.slice(9) ?? 2000);
+async function main(args: readonly string[]): Promise<void> {
+  const [source, file] = args.filter((arg) => !arg.startsWith("--"));
+  if (!source || !file) throw new UsageError("Usage: deno task eval:precision MODEL TEXT [--tokens=2000]");
+  const most = Number(args.find((arg) => arg.startsWith("--tokens="))?.slice(9) ?? 2000);
   const name = source === "-" ? undefined : source, options = { kvDtype: "f16", contextLength: 1024 } as const;
   await using exact = await loadModel(name, { ...options, precision: "exact" });
   await using fast = await loadModel(name, { ...options, precision: "fast" });
@@ -102,3 +103,5 @@ if (import.meta.main) {
   line(`mean KL (at most ${targets.meanKl})`, kl, kl <= targets.meanKl);
   line(`perplexity drift (at most ${targets.perplexity})`, drift, Math.abs(drift) <= targets.perplexity);
 }
+
+if (import.meta.main) await runBench(main);

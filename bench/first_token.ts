@@ -9,6 +9,7 @@
  * @module
  */
 import { parseArgs } from "@std/cli";
+import { runBench, UsageError } from "./arguments.ts";
 
 /** Starts the program, and waits for the first byte. */
 async function firstByteMilliseconds(model: readonly string[], environment: Record<string, string>): Promise<number> {
@@ -53,13 +54,13 @@ async function findDenoDir(): Promise<string> {
   return JSON.parse(new TextDecoder().decode(stdout)).denoDir;
 }
 
-async function main(args: string[]): Promise<void> {
-  const { cold, runs, _: [name] } = parseArgs(args, {
+async function main(args: readonly string[]): Promise<void> {
+  const { cold, runs, _: [name] } = parseArgs([...args], {
     boolean: ["cold"],
     string: ["runs", "_"],
     default: { runs: "5" },
   });
-  if (!(Number(runs) >= 1)) throw new Error(`Cannot time ${runs} runs: give --runs=N with N of at least 1`);
+  if (!(Number(runs) >= 1)) throw new UsageError(`Cannot time ${runs} runs: give --runs=N with N of at least 1`);
   const model = name === undefined ? [] : ["-m", name];
   const denoDir = cold ? await findDenoDir() : "";
   if (!cold) await firstByteMilliseconds(model, {}); // leaves the caches warm
@@ -77,4 +78,4 @@ async function main(args: string[]): Promise<void> {
   );
 }
 
-if (import.meta.main) await main(Deno.args);
+if (import.meta.main) await runBench(main);

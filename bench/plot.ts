@@ -7,7 +7,7 @@
  * @module
  */
 import { anchorsOf } from "./anchors.ts";
-import { BenchArguments } from "./arguments.ts";
+import { BenchArguments, runBench, UsageError } from "./arguments.ts";
 import { readResults } from "./result.ts";
 import { plotServing } from "./serve_plot.ts";
 import type { ServeResult } from "./serve_timing.ts";
@@ -64,12 +64,17 @@ function subtitleOf(results: readonly StepResult[]): string {
 async function main(args: readonly string[]): Promise<void> {
   const flags = new BenchArguments(args), stem = flags.text("out") ?? flags.words[0]?.replace(/\.jsonl$/, "");
   flags.check();
-  if (stem === undefined) throw new Error("Give files of results: bench:plot bench/results/FILE.jsonl");
+  if (stem === undefined) throw new UsageError("Give files of results: bench:plot bench/results/FILE.jsonl");
   const lines = (await Promise.all(flags.words.map(readResults))).flat();
   const steps = lines.filter((line) => "stepMs" in line && !("kind" in line)) as unknown as StepResult[];
+  let drawn = 0;
+  const tell = (path: string): void => {
+    drawn++;
+    console.log(path);
+  };
   const write = async (name: string, svg: string): Promise<void> => {
     await Deno.writeTextFile(`${stem}-${name}.svg`, svg);
-    console.log(`${stem}-${name}.svg`);
+    tell(`${stem}-${name}.svg`);
   };
   if (new Set(steps.filter(({ tokens }) => tokens === 1).map(({ context }) => context)).size > 1) {
     await write("context", contextPlot(steps));
@@ -79,7 +84,13 @@ async function main(args: readonly string[]): Promise<void> {
   if (decoding.length > 0) await write("step", stepPlot(decoding));
   if (reading.length > 0) await write("prefill", stepPlot(reading));
   const serving = lines.filter(({ bench }) => bench === "serve") as unknown as ServeResult[];
-  for (const path of await plotServing(stem, serving)) console.log(path);
+  for (const path of await plotServing(stem, serving)) tell(path);
+  if (drawn > 0) return;
+  throw new UsageError(
+    `Nothing to draw in ${
+      flags.words.join(", ")
+    }: plots are of several contexts, of results with --profile, and of serving`,
+  );
 }
 
-if (import.meta.main) await main(Deno.args);
+if (import.meta.main) await runBench(main);

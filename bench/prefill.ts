@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { runBench } from "./arguments.ts";
 import { runStepBench } from "./step_report.ts";
 
-if (import.meta.main) await runStepBench("prefill", Deno.args, { tokens: 512, context: 0, steps: 16 });
+if (import.meta.main) await runBench((args) => runStepBench("prefill", args, { tokens: 512, context: 0, steps: 16 }));

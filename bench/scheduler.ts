@@ -11,7 +11,7 @@
 import type { ScheduledStep } from "../serving/scheduled_step.ts";
 import { Scheduler } from "../serving/scheduler.ts";
 import { Sequence } from "../serving/sequence.ts";
-import { BenchArguments } from "./arguments.ts";
+import { BenchArguments, runBench } from "./arguments.ts";
 import { type Result, Results } from "./result.ts";
 import { summarise } from "./statistics.ts";
 import { formatNumber, formatTable } from "./table.ts";
@@ -129,13 +129,13 @@ function measure(load: Load, seqs: number, context: number, ahead: number, steps
   };
 }
 
-if (import.meta.main) {
-  const args = new BenchArguments(Deno.args);
+function main(args: readonly string[]): void {
+  const flags = new BenchArguments(args);
   const [seqs, context, ahead, steps] = ([["sequences", 256], ["context", 512], ["ahead", 8], ["steps", 2000]] as const)
-    .map(([name, fallback]) => args.number(name, fallback)) as [number, number, number, number];
-  const out = args.text("out");
-  args.check([]);
-  const results = new Results<SchedulerResult>("scheduler", `CPU, ${Deno.build.arch}`, Deno.args, out);
+    .map(([name, fallback]) => flags.number(name, fallback)) as [number, number, number, number];
+  const out = flags.text("out");
+  flags.check([]);
+  const results = new Results<SchedulerResult>("scheduler", `CPU, ${Deno.build.arch}`, args, out);
   for (const load of LOADS) {
     results.add({ load: load.name, seqs, context, ahead, steps, ...measure(load, seqs, context, ahead, steps) });
   }
@@ -151,3 +151,5 @@ if (import.meta.main) {
   ]);
   console.log(`\n${formatTable(head, rows)}`);
 }
+
+if (import.meta.main) await runBench(main);

@@ -13,7 +13,7 @@
  * @module
  */
 import { openDevice } from "../tensor/mod.ts";
-import { BenchArguments } from "./arguments.ts";
+import { BenchArguments, runBench, UsageError } from "./arguments.ts";
 import { Results } from "./result.ts";
 import { plotServing } from "./serve_plot.ts";
 import { decodeTable, interferenceTable, trafficTable } from "./serve_report.ts";
@@ -38,7 +38,7 @@ function planOf(flags: BenchArguments, cpu: boolean): Plan {
   const names = flags.text("workload", all ? workloadNames.join(",") : "").split(",").filter((name) => name !== "");
   const workloads = names.map((name) => {
     const workload = workloadNames.find((known) => known === name);
-    if (workload === undefined) throw new Error(`--workload=${name}: give ${workloadNames.join(", ")}`);
+    if (workload === undefined) throw new UsageError(`--workload=${name}: give ${workloadNames.join(", ")}`);
     return workload;
   });
   return {
@@ -95,4 +95,4 @@ async function main(args: readonly string[]): Promise<void> {
   if (out !== undefined) await plotServing(out.replace(/\.jsonl$/, ""), results.all);
 }
 
-if (import.meta.main) await main(Deno.args);
+if (import.meta.main) await runBench(main);

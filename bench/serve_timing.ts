@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { UsageError } from "./arguments.ts";
 import { seededRandom } from "../kernels/random.ts";
 import type { Precision } from "../model/decoder.ts";
 import type { EngineClient } from "../serving/engine_types.ts";
@@ -279,6 +280,9 @@ async function warmEngine(device: Device, options: ServeOptions, size: EngineSiz
   const { numKvHeads, headDim, numLayers, vocabSize } = shapeConfig(shape);
   const most = Math.floor(MOST_POOL[device.caps.cpu ? "cpu" : "gpu"] / (numKvHeads * headDim * numLayers * 4));
   const poolTokens = options.poolTokens ?? Math.min(size.poolTokens ?? maxNumSeqs * inBlocks(contextLength), most);
+  if (poolTokens < contextLength) {
+    throw new UsageError(`--pool=${poolTokens}: a sequence alone takes ${contextLength} tokens; give at least those`);
+  }
   const maxNumBatchedTokens = Math.max(options.maxNumBatchedTokens, maxNumSeqs);
   const limits = { maxNumSeqs, contextLength, maxNumBatchedTokens, poolTokens };
   const { engine, warmUp } = openBenchEngine(device, { shape, precision, prefixCache, ...limits });
