@@ -128,9 +128,10 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
 
   /** All prompts at once. When one fails the others are given up: nobody gets their answers. */
   async #answerAll(prompts: readonly Prompt[], params: BatchOptions): Promise<Completion[]> {
+    const asked = prompts.map(promptOptions);
     const failed = new AbortController();
     const signal = params.signal ? AbortSignal.any([params.signal, failed.signal]) : failed.signal;
-    const answers = prompts.map((prompt) => this.complete({ ...params, ...promptOptions(prompt), signal }));
+    const answers = asked.map((prompt) => this.complete({ ...params, ...prompt, signal }));
     try {
       return await Promise.all(answers);
     } catch (cause) {
@@ -200,9 +201,20 @@ function isPromptList(what: GenerateOptions | readonly Prompt[]): what is readon
   return Array.isArray(what);
 }
 
-/** A prompt by its form. An empty list is no conversation: it is refused as empty ids are. */
-function promptOptions(prompt: Prompt): Pick<GenerateOptions, "prompt" | "messages" | "tokens"> {
+/**
+ * A prompt by its form. An empty list is no conversation: it is refused as empty ids are.
+ *
+ * @throws {RequestError} for anything else, such as the options that a single prompt comes in.
+ */
+function promptOptions(prompt: Prompt, index: number): Pick<GenerateOptions, "prompt" | "messages" | "tokens"> {
   if (typeof prompt === "string") return { prompt };
+  if (typeof prompt?.[Symbol.iterator] !== "function") {
+    const given = Deno.inspect(prompt, { depth: 1, strAbbreviateSize: 40, breakLength: Infinity });
+    throw new RequestError(
+      `Cannot generate: prompt ${index} of the list is ${given}, give text, a list of messages such as ` +
+        '[{ role: "user", content: "…" }], or a list of token ids',
+    );
+  }
   return isConversation(prompt) ? { messages: prompt } : { tokens: prompt };
 }
 

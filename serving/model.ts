@@ -122,7 +122,7 @@ export interface Model extends AsyncDisposable {
   /**
    * Answers many prompts together, all sampled alike, and returns the answers in their order.
    *
-   * @param prompts Text, conversations or token ids.
+   * @param prompts Each a text, a list of messages, or a list of token ids.
    * @param params How; each prompt gets `n` samples.
    * @throws {RequestError} or {Error} as for one prompt; the others are given up then.
    *

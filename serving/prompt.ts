@@ -30,7 +30,11 @@ export function encodePrompt(options: GenerateOptions, model: PromptEncoder): nu
     const given = ways.length === 0 ? "none was" : `${ways.join(" and ")} were`;
     throw new RequestError(`Cannot generate: give one of prompt, messages and tokens, ${given} given`);
   }
-  const ids = options.tokens ? [...options.tokens] : idsOf(options, model);
+  const { tokens } = options;
+  if (tokens !== undefined && typeof tokens?.[Symbol.iterator] !== "function") {
+    throw new RequestError(`Cannot generate: tokens is ${tokens}, give a list of token ids`);
+  }
+  const ids = tokens ? [...tokens] : idsOf(options, model);
   if (ids.length === 0) throw new RequestError(`Cannot generate: ${ways[0]} is empty, give at least one token`);
   checkTokenIds(ids, model.vocabSize, ways[0]!);
   return ids;

@@ -10,6 +10,7 @@ import type { EngineLoadOptions } from "../serving/load_engine.ts";
 import { load } from "../serving/load_model.ts";
 import type { LoadedModel } from "../serving/loaded_model.ts";
 import { openNamed } from "../serving/model_source.ts";
+import { RequestError } from "../serving/request_error.ts";
 
 type Story = LoadedModel<Engine>;
 
@@ -199,6 +200,10 @@ const JOINING: Readonly<Record<string, (model: Story, reference: Story) => Promi
     assertEquals(answers.map(({ usage }) => usage.completionTokens), [4, 4, 4]);
     assertEquals(answers[0]!.tokens, text!.tokens);
     await assertRejects(() => model.generate(["a", ""], { maxTokens: 200 }), Error, "prompt is empty");
+    for (const wrong of [{ messages: [] }, { prompt: "A" }, 5, null]) {
+      const prompts = ["a", wrong as unknown as string];
+      await assertRejects(() => model.generate(prompts), RequestError, "prompt 1 of the list is ");
+    }
     await assertIdle(model);
   },
 };
