@@ -11,7 +11,15 @@ import { readGenerationConfig } from "../model/generation_config.ts";
 import type { Source } from "../model/source.ts";
 import { type Device, openDevice, wrapDevice } from "../tensor/device.ts";
 import { Engine } from "./engine.ts";
-import { BLOCK_SIZE, chooseContextLength, choosePoolBlocks, chooseStepLimits, type Room } from "./memory.ts";
+import {
+  BLOCK_SIZE,
+  checkMemoryLimit,
+  chooseContextLength,
+  choosePoolBlocks,
+  chooseStepLimits,
+  contextShortage,
+  type Room,
+} from "./memory.ts";
 import type { LoadOptions, ModelMemory } from "./model.ts";
 import { Runner } from "./runner.ts";
 
@@ -19,6 +27,8 @@ import { Runner } from "./runner.ts";
 export interface EngineInfo {
   readonly config: DecoderConfig;
   readonly contextLength: number;
+  /** Why the context is shorter than with more memory, where it is. */
+  readonly contextShortage?: string;
   /** Bytes on the device. */
   readonly memory: Omit<ModelMemory, "peak">;
 }
@@ -49,8 +59,8 @@ export async function loadEngine(source: Source, options: EngineLoadOptions): Pr
   const releaseAll = (): void => release.reverse().forEach((free) => free());
   try {
     signal?.throwIfAborted();
-    const { room, contextLength } = await plan(source, device, options);
-    const { config, checkpoint, kvDtype } = room;
+    const { room, ...context } = await plan(source, device, options);
+    const { config, checkpoint, kvDtype } = room, { contextLength } = context;
     const weights = await loadDecoder(device, checkpoint, config, {
       positions: contextLength,
       onBytes: loadProgress(checkpoint.totalBytes, options),
@@ -64,7 +74,7 @@ export async function loadEngine(source: Source, options: EngineLoadOptions): Pr
     const { engine, runner } = makeEngine(parts, options, releaseAll);
     release.push(() => runner.dispose());
     if (options.warmUp) await warmUp(runner, source, options);
-    return { engine, config, contextLength, memory: { weights: weights.bytes, kvCache: cache.bytes } };
+    return { engine, config, ...context, memory: { weights: weights.bytes, kvCache: cache.bytes } };
   } catch (cause) {
     releaseAll();
     throw cause;
@@ -106,7 +116,7 @@ export function makeEngine(
   const { numBlocks, blockSize } = cache.options;
   const engine = new Engine({
     ...{ runner, numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxNumMixedTokens, contextLength },
-    ...{ policy, prefixCache, maxSteps },
+    ...{ policy, prefixCache, maxSteps, blockBytes: cache.bytes / numBlocks },
     explain: () => runner.explain(),
     peakBytes: () => device.peak,
     ...(release && { release }),
@@ -127,13 +137,16 @@ async function plan(
   source: Source,
   device: Device,
   options: LoadOptions,
-): Promise<{ room: Room; contextLength: number }> {
+): Promise<{ room: Room } & Pick<EngineInfo, "contextLength" | "contextShortage">> {
   const [config, checkpoint] = await Promise.all([readConfig(source), openCheckpoint(source)]);
   checkBindings(device, config);
   const { caps, memoryLimit, allocated: inUse } = device, { kvDtype = "f16", kvMemory } = options;
   const steps = chooseStepLimits(options, caps.cpu, config);
   const room: Room = { config, checkpoint, caps, memoryLimit, inUse, kvDtype, kvMemory, steps };
-  return { room, contextLength: chooseContextLength(options.contextLength, room) };
+  const contextLength = chooseContextLength(options.contextLength, room);
+  checkMemoryLimit(contextLength, room);
+  const shortage = options.contextLength === undefined ? contextShortage(contextLength, room) : undefined;
+  return { room, contextLength, ...(shortage !== undefined && { contextShortage: shortage }) };
 }
 
 /** What a caller's device must allow: norms of queries and keys (Qwen3) are inputs of the kernel that writes the cache. */

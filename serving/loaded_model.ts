@@ -23,6 +23,7 @@ export interface ModelParts<E extends EngineClient> {
   readonly tokenizer: Tokenizer | undefined;
   readonly chatTemplate: ChatTemplate | undefined;
   readonly contextLength: number;
+  readonly contextShortage?: string;
   readonly engine: E;
   /** Bytes on the device. */
   readonly memory: Omit<ModelMemory, "peak">;
@@ -35,6 +36,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
   declare readonly tokenizer?: Tokenizer;
   declare readonly chatTemplate?: ChatTemplate;
   readonly contextLength: number;
+  declare readonly contextShortage?: string;
   /** Where its requests are served. */
   readonly engine: E;
   readonly #parts: ModelParts<E>;
@@ -47,6 +49,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
     this.contextLength = parts.contextLength;
     if (parts.tokenizer) this.tokenizer = parts.tokenizer;
     if (parts.chatTemplate) this.chatTemplate = parts.chatTemplate;
+    if (parts.contextShortage !== undefined) this.contextShortage = parts.contextShortage;
     this.engine = parts.engine;
     this.#parts = parts;
   }
@@ -79,7 +82,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
   }
 
   async logits(ids: readonly number[]): Promise<Logits> {
-    this.#checkPrompt(ids, "logits", this.contextLength);
+    this.#checkPrompt(ids, "logits");
     const { vocabSize } = this.config;
     const data = new Float32Array(ids.length * vocabSize);
     await this.engine.logits(ids, (first, piece) => data.set(piece, first * vocabSize));
@@ -87,7 +90,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
   }
 
   async nll(ids: readonly number[]): Promise<NegativeLogLikelihood> {
-    this.#checkPrompt(ids, "the likelihood", this.contextLength);
+    this.#checkPrompt(ids, "the likelihood");
     if (ids.length < 2) throw new RequestError("Cannot compute the likelihood of 1 token: give at least 2");
     const { vocabSize } = this.config;
     let sum = 0;
@@ -173,21 +176,22 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
   }
 
   #checkFits(prompt: readonly number[]): void {
-    const { contextLength, config } = this;
+    const { contextLength } = this;
     if (prompt.length < contextLength) return;
     throw new RequestError(
       `Cannot generate: the prompt has ${prompt.length} tokens, and a context of ${contextLength} has room for ` +
-        `${contextLength - 1} and an answer. Shorten it${longerContext(contextLength, config)}.`,
+        `${contextLength - 1} and an answer. Shorten it${longerContext(this)}.`,
     );
   }
 
-  #checkPrompt(ids: readonly number[], what: string, most: number): void {
+  #checkPrompt(ids: readonly number[], what: string): void {
+    const most = this.contextLength;
     if (ids.length === 0) throw new RequestError(`Cannot compute ${what}: no ids were given, give at least one`);
     checkTokenIds(ids, this.config.vocabSize, "ids");
     if (ids.length > most) {
       throw new RequestError(
         `Cannot compute ${what}: ${ids.length} tokens do not fit a context of ${most}. Shorten them` +
-          `${longerContext(most, this.config)}.`,
+          `${longerContext(this)}.`,
       );
     }
   }
@@ -223,7 +227,8 @@ function isConversation(prompt: readonly ChatMessage[] | readonly number[]): pro
 }
 
 /** What else there is than a shorter prompt. */
-function longerContext(contextLength: number, config: DecoderConfig): string {
+function longerContext({ contextLength, contextShortage, config }: LoadedModel): string {
+  if (contextShortage !== undefined) return `, or load the model with more memory: ${contextShortage}`;
   return contextLength < config.contextLength
     ? `, or load the model with a context of up to ${config.contextLength}`
     : ": the model cannot take more";

@@ -8,6 +8,7 @@ import { type Checkpoint, openCheckpoint } from "../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../model/config.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
 import type { Source } from "../model/source.ts";
+import { OutOfMemoryError } from "../tensor/device_errors.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import { checkLoadOptions } from "./load_options.ts";
 import type { LoadOptions } from "./model.ts";
@@ -72,7 +73,7 @@ export async function estimateMemory(source?: string | Source, options: LoadOpti
   const { source: files } = await openNamed(source, options);
   const config = await readConfig(files);
   if (options.contextLength !== undefined) checkContextLength(options.contextLength, config);
-  const contextLength = options.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT);
+  const contextLength = options.contextLength ?? usualContext(config);
   const { kvDtype = "f16" } = options, steps = chooseStepLimits(options, true, config);
   const all = estimate(config, await openCheckpoint(files), contextLength, kvDtype, true, steps);
   const kvCache = poolBytes(all, options) ?? all.kvCache;
@@ -171,7 +172,7 @@ export interface Room {
 export function chooseContextLength(asked: number | undefined, room: Room): number {
   const { config, kvDtype, caps } = room;
   if (asked === undefined) {
-    const most = Math.min(config.contextLength, DEFAULT_CONTEXT), bytes = askedPoolBytes(most, room);
+    const most = usualContext(config), bytes = askedPoolBytes(most, room);
     const fits = Math.floor((bytes ?? freeBytes(most, room)) / blockBytes(room)) * BLOCK_SIZE;
     const least = bytes === undefined ? LEAST_CONTEXT : BLOCK_SIZE;
     return Math.min(most, Math.max(fits, least), boundBlocks(room) * BLOCK_SIZE);
@@ -182,10 +183,54 @@ export function chooseContextLength(asked: number | undefined, room: Room): numb
     const smaller = kvDtype === "f32" && caps.f16 ? ', or use kvDtype "f16"' : "";
     throw new RangeError(
       `Cannot load the model: contextLength is ${asked}, and this device binds a cache of ${most} tokens: give that or ` +
-        `less${smaller}`,
+        `less (--context)${smaller}`,
     );
   }
   return asked;
+}
+
+/** The context where nobody asks for one and memory is plenty. */
+function usualContext(config: DecoderConfig): number {
+  return Math.min(config.contextLength, DEFAULT_CONTEXT);
+}
+
+/**
+ * Which option made a context shorter than it would be with more memory, and what that one would have to be; undefined where none did.
+ *
+ * @param contextLength As chosen where none was asked for.
+ */
+export function contextShortage(contextLength: number, room: Room): string | undefined {
+  const { config, kvMemory, memoryLimit } = room, usual = usualContext(config);
+  const most = Math.min(usual, boundBlocks(room) * BLOCK_SIZE);
+  if (contextLength >= most) return undefined;
+  const cache = Math.ceil(most / BLOCK_SIZE) * blockBytes(room);
+  const takes = (bytes: number): string => `and a context of ${most} takes ${Math.ceil(bytes)}`;
+  if (kvMemory !== undefined && kvMemory > 1) return `kvMemory (--kv-memory) is ${kvMemory} bytes, ${takes(cache)}`;
+  const needed = memoryLimit - freeBytes(most, room) + cache / (kvMemory ?? 1);
+  const part = kvMemory === undefined ? "" : `, of whose rest keys and values get ${kvMemory} (--kv-memory)`;
+  return `memoryLimit (--memory-limit) is ${memoryLimit} bytes${part}, ${takes(needed)}`;
+}
+
+/**
+ * Refuses a limit that would be met in the middle of an answer: programs take their memory when they first run. It goes by the
+ * estimate, so a limit close above it may be met all the same.
+ *
+ * @throws {OutOfMemoryError} with what is needed in the largest steps, and with the smallest pool that was asked for.
+ */
+export function checkMemoryLimit(contextLength: number, room: Room): void {
+  const { kvMemory, memoryLimit } = room, block = blockBytes(room);
+  const perContext = Math.ceil(contextLength / BLOCK_SIZE);
+  const blocks = kvMemory === undefined ? perContext : kvMemory <= 1 ? 1 : choosePoolBlocks(contextLength, room);
+  const free = freeBytes(contextLength, room), cache = blocks * block;
+  if (cache <= free) return;
+  const { weights, activations } = roomEstimate(contextLength, room);
+  throw new OutOfMemoryError(
+    `Cannot load the model: memoryLimit (--memory-limit) is ${memoryLimit} bytes, and ${
+      memoryLimit - free + cache
+    } are ` +
+      `needed: ${weights} for weights, ${activations} for activations, ${cache} for keys and values. Raise memoryLimit, or ` +
+      `lower maxNumBatchedTokens, maxNumSeqs${kvMemory === undefined ? " or contextLength" : " or kvMemory"}.`,
+  );
 }
 
 /** Refuses a context that the model cannot have on any device. */
@@ -195,7 +240,8 @@ function checkContextLength(contextLength: number, config: DecoderConfig): void 
   }
   if (contextLength > config.contextLength) {
     throw new RangeError(
-      `Cannot load the model: contextLength is ${contextLength}, and it was made for ${config.contextLength}: give that or less`,
+      `Cannot load the model: contextLength is ${contextLength}, and it was made for ${config.contextLength}: give that or less ` +
+        "(--context)",
     );
   }
 }
@@ -205,13 +251,15 @@ function blockBytes({ config, kvDtype, caps }: Room): number {
   return BLOCK_SIZE * kvBytesPerToken(config, kvDtype, caps.f16);
 }
 
+/** The estimate for a device. */
+function roomEstimate(contextLength: number, { config, checkpoint, kvDtype, caps, steps }: Room): MemoryEstimate {
+  return estimate(config, checkpoint, contextLength, kvDtype, caps.f16, steps);
+}
+
 /** Bytes that the limit leaves for keys and values. */
-function freeBytes(
-  contextLength: number,
-  { config, checkpoint, kvDtype, caps, steps, memoryLimit, inUse }: Room,
-): number {
-  const { weights, activations } = estimate(config, checkpoint, contextLength, kvDtype, caps.f16, steps);
-  return memoryLimit - inUse - weights - activations;
+function freeBytes(contextLength: number, room: Room): number {
+  const { weights, activations } = roomEstimate(contextLength, room);
+  return room.memoryLimit - room.inUse - weights - activations;
 }
 
 /** Bytes of the pool, where they were asked for. */
@@ -236,10 +284,9 @@ export function choosePoolBlocks(contextLength: number, room: Room): number {
   if (asked !== undefined) {
     if (asked < block) {
       throw new RangeError(
-        `Cannot load the model: kvMemory is ${room.kvMemory}, or ${
+        `Cannot load the model: kvMemory (--kv-memory) is ${room.kvMemory! > 1 ? "" : `${room.kvMemory}, or `}${
           Math.floor(asked)
-        } bytes, and ${BLOCK_SIZE} tokens take ` +
-          `${block}: give more`,
+        } bytes, and ${BLOCK_SIZE} tokens take ${block}: give that or more`,
       );
     }
     return Math.min(Math.floor(asked / block), boundBlocks(room));

@@ -3,13 +3,16 @@ import { openCheckpoint } from "../model/checkpoint.ts";
 import { readConfig } from "../model/config.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
+import { OutOfMemoryError } from "../tensor/device_errors.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import type { LoadOptions } from "./model.ts";
 import {
   BLOCK_SIZE,
+  checkMemoryLimit,
   chooseContextLength,
   choosePoolBlocks,
   chooseStepLimits,
+  contextShortage,
   estimate,
   estimateMemory,
   type Room,
@@ -60,7 +63,7 @@ Deno.test("a context that the model or the device cannot have is refused with bo
   assertThrows(
     () => chooseContextLength(513, narrow),
     RangeError,
-    'contextLength is 513, and this device binds a cache of 512 tokens: give that or less, or use kvDtype "f16"',
+    'contextLength is 513, and this device binds a cache of 512 tokens: give that or less (--context), or use kvDtype "f16"',
   );
   assertEquals(choosePoolBlocks(512, narrow), 512 / BLOCK_SIZE);
 });
@@ -97,8 +100,49 @@ Deno.test("the pool is as large as asked, in bytes or as a fraction of what is l
   assertThrows(
     () => choosePoolBlocks(1024, { ...bytes, kvMemory: 1000 }),
     RangeError,
-    "kvMemory is 1000, or 1000 bytes",
+    "kvMemory (--kv-memory) is 1000 bytes, and 16 tokens take 65536: give that or more",
   );
+});
+
+Deno.test("a context that memory made shorter says which option did, and what it would have to be", async () => {
+  const plenty = await room(), cache = 1024 * kvBytesPerToken(plenty.config, "f16", true);
+  const { weights, activations } = estimate(plenty.config, plenty.checkpoint, 1024, "f16", true, STEPS);
+  const needed = weights + activations + cache, half = needed + cache;
+  const shortage = (changes: Partial<Room>): string | undefined => {
+    const short = { ...plenty, ...changes };
+    return contextShortage(chooseContextLength(undefined, short), short);
+  };
+  assertEquals(shortage({}), undefined);
+  assertEquals(shortage({ caps: { ...CAPS, maxBinding: 2 ** 16 } }), undefined, "no option can help");
+  assertEquals(
+    shortage({ kvMemory: 65536 }),
+    `kvMemory (--kv-memory) is 65536 bytes, and a context of 1024 takes ${cache}`,
+  );
+  assertEquals(
+    shortage({ memoryLimit: needed - 1 }),
+    `memoryLimit (--memory-limit) is ${needed - 1} bytes, and a context of 1024 takes ${needed}`,
+  );
+  const fraction = shortage({ memoryLimit: half - 100, kvMemory: 0.5 });
+  assertEquals(fraction?.endsWith(`get 0.5 (--kv-memory), and a context of 1024 takes ${half}`), true, fraction);
+  for (const enough of [{ kvMemory: cache }, { memoryLimit: needed }, { memoryLimit: half, kvMemory: 0.5 }]) {
+    assertEquals(shortage(enough), undefined);
+  }
+});
+
+Deno.test("a limit that the largest steps would exceed is refused with what is needed, and that suffices", async () => {
+  const plenty = await room({ inUse: 48 }), block = BLOCK_SIZE * kvBytesPerToken(plenty.config, "f16", true);
+  checkMemoryLimit(1024, plenty);
+  for (const kvMemory of [undefined, 0.5, 7.5 * block]) {
+    const short = { ...plenty, kvMemory, memoryLimit: 18e6 };
+    const { message } = assertThrows(() => checkMemoryLimit(256, short), OutOfMemoryError, "is 18000000 bytes, and");
+    const needed = Number(/and (\d+) are needed/.exec(message)![1]);
+    checkMemoryLimit(256, { ...short, memoryLimit: needed });
+    assertThrows(
+      () => checkMemoryLimit(256, { ...short, memoryLimit: needed - 1 }),
+      OutOfMemoryError,
+      "Raise memoryLimit",
+    );
+  }
 });
 
 Deno.test("steps are as large as asked, or as the device can make use of", async () => {

@@ -109,6 +109,11 @@ export interface Model extends AsyncDisposable {
   readonly chatTemplate?: ChatTemplate;
   /** Most tokens of prompt and answer together. */
   readonly contextLength: number;
+  /**
+   * Where no `contextLength` was asked for, and memory made it shorter than the model's own or 4096: which option did, and what it
+   * would have to be.
+   */
+  readonly contextShortage?: string;
   /** Bytes on the GPU. */
   readonly memory: ModelMemory;
   /**

@@ -31,6 +31,8 @@ export interface SchedulerOptions {
   readonly numBlocks: number;
   /** Tokens of a block. */
   readonly blockSize: number;
+  /** Bytes of a block, for messages. */
+  readonly blockBytes?: number;
   /** Most sequences that run at a time. */
   readonly maxNumSeqs: number;
   /** Most tokens of a step; at least `maxNumSeqs`, so that a step has a token for each. */
@@ -370,9 +372,11 @@ export class Scheduler {
     // The last token is drawn, and never computed.
     const blocks = this.blocks.blocksFor(task === "score" ? most : most - 1);
     if (blocks > this.blocks.numBlocks) {
+      const { blockBytes } = this.#options;
+      const enough = blockBytes === undefined ? "that holds them" : `of ${blocks * blockBytes} bytes or more`;
       throw new RequestError(
         `Cannot take a request of up to ${most} tokens: it needs ${blocks} blocks of ${this.blocks.blockSize}, the pool ` +
-          `has ${this.blocks.numBlocks}. Ask for fewer tokens, or load with more memory for keys and values`,
+          `has ${this.blocks.numBlocks}. Ask for fewer tokens, or load with a kvMemory (--kv-memory) ${enough}`,
       );
     }
   }

@@ -4,8 +4,8 @@ import { openCheckpoint } from "../model/checkpoint.ts";
 import { readConfig } from "../model/config.ts";
 import { loadDecoder } from "../model/decoder_weights.ts";
 import { fileSource } from "../model/deno/file_source.ts";
-import { KvCache } from "../model/kv_cache.ts";
-import { loadModel, type Model } from "../mod.ts";
+import { kvBytesPerToken, KvCache } from "../model/kv_cache.ts";
+import { loadModel, type Model, OutOfMemoryError, RequestError } from "../mod.ts";
 import { load } from "../serving/load_model.ts";
 import type { Engine } from "../serving/engine.ts";
 import type { LoadedModel } from "../serving/loaded_model.ts";
@@ -167,6 +167,14 @@ Deno.test("generation ends with the context, and each of many gets its own answe
     assertEquals(together[i]!.tokens, alone.tokens);
     assertEquals([alone.tokens.length, alone.finishReason], [20 - prompt.length, "length"]);
   }
+  const kvMemory = 2 * 16 * kvBytesPerToken(model.config, "f32", true);
+  await using short = await loadModel(TINY, { kvDtype: "f32", kvMemory });
+  assertEquals(short.contextLength, 32);
+  await assertRejects(
+    () => short.complete({ tokens: Array<number>(32).fill(1) }),
+    RequestError,
+    "Shorten it, or load the model with more memory: kvMemory (--kv-memory) is ",
+  );
   const longer = "Shorten it, or load the model with a context of up to 512";
   await assertRejects(() => complete(Array<number>(20).fill(1)), Error, longer);
   assert((await model.explain()).includes("paged_attention"));
@@ -245,10 +253,24 @@ Deno.test("a model on the caller's device leaves it as it was", async () => {
 
 Deno.test("running out of memory says the numbers, and leaves nothing behind", async () => {
   const { gpu, alive } = await watchedDevice();
-  await assertRejects(() => loadModel(undefined, { device: gpu, memoryLimit: 8e6 }), Error, "Cannot allocate");
+  const limited = loadModel(undefined, { device: gpu, memoryLimit: 17e6 });
+  await assertRejects(() => limited, OutOfMemoryError, "is 17000000 bytes, and");
   assertEquals(alive.size, 0);
-  await assertRejects(() => loadModel(undefined, { device: gpu, memoryLimit: 17e6 }), Error, "Raise memoryLimit");
-  assertEquals(alive.size, 0);
+  const create = gpu.createBuffer.bind(gpu);
+  let left = Infinity;
+  gpu.createBuffer = (descriptor) => {
+    if (--left < 0) throw new Error("there is no more");
+    return create(descriptor);
+  };
+  const model = await loadModel(TINY, { device: gpu });
+  const needed = alive.size;
+  await model.dispose();
+  assert(needed > 4); // the first few prove the device itself
+  for (const buffers of [needed - 2, needed - 1]) {
+    left = buffers;
+    await assertRejects(() => loadModel(TINY, { device: gpu }), OutOfMemoryError, "the driver refused");
+    assertEquals(alive.size, 0, `after ${buffers} buffers`);
+  }
   gpu.destroy();
 });
 

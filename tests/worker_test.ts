@@ -58,7 +58,7 @@ Deno.test("a source that only the caller can read is read by the caller, and its
 });
 
 Deno.test("what loading is refused for is an error of its class, and the thread ends", async () => {
-  await assertRejects(() => loadModel(TINY, { memoryLimit: 1e5 }), OutOfMemoryError, "Cannot allocate");
+  await assertRejects(() => loadModel(TINY, { memoryLimit: 1e5 }), OutOfMemoryError, "Raise memoryLimit");
   const controller = new AbortController();
   const loading = loadModel(TINY, {
     signal: controller.signal,
