@@ -18,7 +18,9 @@ export type { LoadProgress, MemoryEstimate } from "../mod.ts";
 
 /** A loaded model, as the commands use it. */
 export interface LoadedModel
-  extends Pick<Model, "name" | "contextLength" | "memory" | "complete" | "nll" | "stats">, AsyncDisposable {
+  extends
+    Pick<Model, "name" | "contextLength" | "contextShortage" | "memory" | "complete" | "nll" | "stats">,
+    AsyncDisposable {
   readonly tokenizer?: Pick<Tokenizer, "encode" | "tokenBytes"> | undefined;
   readonly chatTemplate?: Pick<ChatTemplate, "render"> | undefined;
   generate(options: GenerateOptions): AsyncIterable<Chunk>;

@@ -9,6 +9,7 @@ import type { CommandContext } from "./context.ts";
 import type { LoadedModel, LoadOptions } from "./library.ts";
 import type { Options } from "./options.ts";
 import { ProgressLine } from "./progress.ts";
+import { formatInteger } from "./style.ts";
 
 /** The options that say how to load a model. */
 export function loadOptions(options: Options): LoadOptions {
@@ -35,21 +36,34 @@ export async function loadModel(context: CommandContext, more: Pick<LoadOptions,
   const { options, terminal, interrupts } = context;
   const signal = interrupts.begin();
   try {
-    await using progress = new ProgressLine(terminal);
-    if (options.model !== undefined) progress.show(`Looking for ${options.model}`);
-    const { loadModel } = await context.library();
-    const onProgress = progress.update.bind(progress);
-    const debug = (text: string): void => void terminal.stderr.write(`${text}\n`).catch(() => {});
-    return await loadModel(options.model, {
-      ...loadOptions(options),
-      ...more,
-      ...(debugLevel(terminal) >= 2 && { debug }),
-      onProgress,
-      signal,
-    });
+    const model = await loadWithProgress(context, more, signal);
+    const { contextLength, contextShortage } = model;
+    if (contextShortage !== undefined) {
+      await terminal.stderr.write(`The context is ${formatInteger(contextLength)} tokens: ${contextShortage}\n`);
+    }
+    return model;
   } finally {
     interrupts.end();
   }
+}
+
+async function loadWithProgress(
+  { options, terminal, library }: CommandContext,
+  more: Pick<LoadOptions, "warmUp">,
+  signal: AbortSignal,
+): Promise<LoadedModel> {
+  await using progress = new ProgressLine(terminal);
+  if (options.model !== undefined) progress.show(`Looking for ${options.model}`);
+  const { loadModel } = await library();
+  const onProgress = progress.update.bind(progress);
+  const debug = (text: string): void => void terminal.stderr.write(`${text}\n`).catch(() => {});
+  return await loadModel(options.model, {
+    ...loadOptions(options),
+    ...more,
+    ...(debugLevel(terminal) >= 2 && { debug }),
+    onProgress,
+    signal,
+  });
 }
 
 /**
