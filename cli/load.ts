@@ -33,7 +33,7 @@ export function samplingOptions(options: Options): SamplingOptions {
  * @param more What the command asks for beside the flags.
  */
 export async function loadModel(context: CommandContext, more: Pick<LoadOptions, "warmUp"> = {}): Promise<LoadedModel> {
-  const { options, terminal, interrupts } = context;
+  const { terminal, interrupts } = context;
   const signal = interrupts.begin();
   try {
     const model = await loadWithProgress(context, more, signal);

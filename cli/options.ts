@@ -301,7 +301,8 @@ export const OPTIONS: OptionTable = {
     value: memory,
     group: "Engine",
     commands: RUN,
-    help: "memory of keys and values: bytes such as 2GiB, or a share such as 0.5 of what --memory-limit leaves",
+    help: "memory of keys and values: bytes such as 2GiB, or a share such as 0.5 of what --memory-limit leaves; " +
+      "never more than the device can bind at once",
     default: "what the sequences need, a few GiB at most",
   },
   memoryLimit: {

@@ -47,7 +47,8 @@ export interface LoadOptions {
   maxNumBatchedTokens?: number;
   /**
    * Memory of keys and values: bytes, or, up to 1, a fraction of what `memoryLimit`, which has to be given then, leaves beside the
-   * weights. Unless given, enough for the sequences that fit a few gibibytes.
+   * weights. No more is taken than the device can bind for the keys of a layer (128 MiB on llvmpipe); `memory.kvCache` says what
+   * it came to. Unless given, enough for the sequences that fit a few gibibytes.
    */
   kvMemory?: number;
   /** Whether prompts that begin alike share what was computed: they do unless this is false. */

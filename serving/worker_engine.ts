@@ -97,15 +97,20 @@ interface Job {
   readonly reject: (cause: Error) => void;
 }
 
+/** Where the modules of a thread lie, its script and all that this imports. */
+const THREAD_FOLDERS = ["../serving", "../model", "../kernels", "../tensor"];
+
 /**
  * Starts a thread. It holds no model yet, and does not keep the process alive.
  *
- * @returns undefined where the process may not start one: a thread takes leave to read its script, and nobody is asked for it.
+ * @returns undefined where the process may not start one: a thread takes leave to read its modules, and nobody is asked for it. One
+ * that gets no further than its first import would have the runtime print a stack trace.
  */
 export function startEngineThread(): EngineThread | undefined {
   const script = new URL("./worker.ts", import.meta.url);
-  const isLocal = script.protocol === "file:";
-  if (isLocal && Deno.permissions.querySync({ name: "read", path: script }).state !== "granted") return undefined;
+  const mayRead = (folder: string): boolean =>
+    Deno.permissions.querySync({ name: "read", path: new URL(folder, import.meta.url) }).state === "granted";
+  if (script.protocol === "file:" && !THREAD_FOLDERS.every(mayRead)) return undefined;
   // The runtime starts threads from files and from data: a package's module on the web is imported by the latter.
   const start = script.protocol === "file:"
     ? script

@@ -133,3 +133,12 @@ for (const [which, ending] of Object.entries(ENDINGS)) {
     assertEquals([new TextDecoder().decode(stdout), code], ["2\n", 0]);
   });
 }
+
+Deno.test("a process that may read a part of the thread's modules alone says nothing about it", async () => {
+  const { stdout, stderr, code } = await new Deno.Command(Deno.execPath(), {
+    cwd: new URL("..", import.meta.url),
+    args: ["run", "--allow-read=model/assets,serving", "cli.ts", "generate", "-n", "2", "--seed", "1", "Hi"],
+  }).output();
+  assertEquals([new TextDecoder().decode(stderr).includes("Uncaught"), code], [false, 0]);
+  assert(stdout.length > 1);
+});
