@@ -4,7 +4,7 @@
  * @module
  */
 import { UsageError } from "./errors.ts";
-import { nearest } from "./nearest.ts";
+import { nearest } from "../serving/nearest.ts";
 import { type CommandName, type NamedOption, OPTION_ROWS, type Options, variableOf } from "./options.ts";
 import { readSwitch } from "./values.ts";
 

@@ -7,7 +7,7 @@ import { findOption, setOption } from "./arguments.ts";
 import { type Conversation, conversationText, parseConversation } from "./conversation.ts";
 import { fileErrorText, UsageError } from "./errors.ts";
 import type { LoadedModel } from "./library.ts";
-import { nearest } from "./nearest.ts";
+import { nearest } from "../serving/nearest.ts";
 import { type NamedOption, OPTION_ROWS, type Options } from "./options.ts";
 import { formatBytes, formatInteger } from "./style.ts";
 import type { Terminal } from "./terminal.ts";

@@ -14,7 +14,7 @@ import { generate } from "./generate.ts";
 import { COMMAND_NAMES, helpText } from "./help.ts";
 import { Interrupts } from "./interrupts.ts";
 import type { Library } from "./library.ts";
-import { nearest } from "./nearest.ts";
+import { nearest } from "../serving/nearest.ts";
 import type { CommandName } from "./options.ts";
 import { perplexity } from "./perplexity.ts";
 import { show } from "./show.ts";

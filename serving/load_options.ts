@@ -4,6 +4,7 @@
  * @module
  */
 import type { LoadOptions } from "./model.ts";
+import { unknownOption } from "./option_names.ts";
 
 const PREFERENCES: readonly unknown[] = ["high-performance", "low-power", "fallback"];
 
@@ -18,6 +19,8 @@ export function checkLoadOptions(options: LoadOptions): void {
       `Cannot load the model: options is ${Deno.inspect(options)}, give an object such as { precision: "exact" }`,
     );
   }
+  const unknown = unknownOption(options, "load");
+  if (unknown !== undefined) throw new TypeError(`Cannot load the model: ${unknown}`);
   const { precision = "exact", kvDtype = "f16", memoryLimit, device, signal } = options;
   signal?.throwIfAborted();
   if (precision !== "exact" && precision !== "fast") {

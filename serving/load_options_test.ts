@@ -7,6 +7,7 @@ Deno.test("options of loading are refused by name, with the value and a remedy",
   const bad: [unknown, string][] = [
     [null, "options is null, give an object"],
     ["fast", 'options is "fast", give an object'],
+    [{ kvMemry: 3 }, 'there is no option "kvMemry", did you mean kvMemory?'],
     [{ device: "x" }, `device is "x", ${devices}`],
     [{ device: null }, `device is null, ${devices}`],
     [{ device: {} }, `device is {}, ${devices}`],
@@ -20,5 +21,6 @@ Deno.test("options of loading are refused by name, with the value and a remedy",
   ];
   for (const [options, message] of bad) assertThrows(() => checkLoadOptions(options as LoadOptions), Error, message);
   checkLoadOptions({});
+  checkLoadOptions({ kvMemry: undefined } as LoadOptions);
   checkLoadOptions({ device: "fallback", precision: "fast", kvDtype: "f32", memoryLimit: 1e9 });
 });

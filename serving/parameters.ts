@@ -5,6 +5,7 @@
  */
 import type { GenerationConfig } from "../model/generation_config.ts";
 import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
+import { unknownOption } from "./option_names.ts";
 import type { SamplingOptions } from "./request.ts";
 import { RequestError } from "./request_error.ts";
 import type { SequenceSampling } from "./sequence.ts";
@@ -110,6 +111,8 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
       `Cannot generate: options is ${Deno.inspect(options)}, give an object such as { prompt: "Once" }`,
     );
   }
+  const unknown = unknownOption(options, "generate");
+  if (unknown !== undefined) throw new RequestError(`Cannot generate: ${unknown}`);
   for (const [name, range] of Object.entries(RANGES) as [keyof SamplingOptions, Range][]) {
     const value = options[name];
     if (value !== undefined && !(typeof value === "number" && range.good(value))) {

@@ -63,6 +63,8 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
     [{ logitBias: { "": 1 } as Record<number, number> }, 'its key "" is no token id'],
     [{ logitBias: { 2: -Infinity } }, "logitBias of token 2 is -Infinity"],
     [{ temperature: "hot" as unknown as number }, "temperature is hot"],
+    [{ max_tokens: 3 } as SamplingOptions, 'there is no option "max_tokens", did you mean maxTokens?'],
+    [{ best_of: 3 } as SamplingOptions, 'there is no option "best_of", give prompt, messages, tokens'],
   ];
   for (const [options, message] of bad) assertThrows(() => resolveParameters(options, defaults), RequestError, message);
   const none = undefined as unknown as SamplingOptions;
