@@ -41,6 +41,16 @@ Deno.test("options: every spelling of a flag", () => {
   for (const wrong of ["0", "2", "-1", "1XB", "2 Gi", "1e9"]) {
     assertThrows(() => parse("--kv-memory", wrong), UsageError, "--kv-memory needs bytes");
   }
+  for (const size of ["1TB", "1M", "900K", "1e6", ""]) {
+    for (const flag of ["--memory-limit", "--kv-memory"]) {
+      assertThrows(
+        () => parse(flag, size),
+        UsageError,
+        `given "${size}": the units are B, KB, MB, GB, KiB, MiB and GiB`,
+      );
+    }
+  }
+  assertThrows(() => parse("--memory-limit", "1KB"), UsageError, "and 1KB is too small: give 1024 bytes or more");
   assertEquals(parse("--memory-limit=8GiB").options, { memoryLimit: 2 ** 33 });
   assertThrows(
     () => parse("--memory-limit", "0.5"),

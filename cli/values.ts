@@ -94,12 +94,17 @@ const BYTE_UNITS: Readonly<Record<string, number>> = {
   gib: 2 ** 30,
 };
 
+const EXAMPLES = "bytes such as 2GiB or 500MB";
+
+/** Less than this is a slip: the smallest model takes more. */
+const FEWEST_BYTES = 2 ** 10;
+
 /** An amount of memory: bytes, with a unit or without. */
 export const bytes: ValueReader<number> = {
   placeholder: "BYTES",
   read(value) {
-    const amount = amountOf(value);
-    if (!(amount >= 2 ** 10)) throw new Error(`needs bytes such as 2GiB or 500MB, and was given "${value}"`);
+    const amount = amountOf(value, EXAMPLES);
+    if (amount < FEWEST_BYTES) throw tooSmall(value, EXAMPLES);
     return Math.floor(amount);
   },
 };
@@ -108,17 +113,22 @@ export const bytes: ValueReader<number> = {
 export const memory: ValueReader<number> = {
   placeholder: "BYTES",
   read(value) {
-    const amount = amountOf(value);
-    if (!(amount > 0 && (amount <= 1 || amount >= 2 ** 10))) {
-      throw new Error(`needs bytes such as 2GiB or 500MB, or a share up to 1, and was given "${value}"`);
-    }
-    return amount <= 1 ? amount : Math.floor(amount);
+    const examples = `${EXAMPLES}, or a share up to 1`, amount = amountOf(value, examples);
+    if (amount > 0 && amount <= 1) return amount;
+    if (amount < FEWEST_BYTES) throw tooSmall(value, examples);
+    return Math.floor(amount);
   },
 };
 
-function amountOf(value: string): number {
-  const match = /^(\d+\.?\d*|\.\d+)\s*([kmg]i?b|b?)$/i.exec(value.trim());
-  return match ? Number(match[1]) * (BYTE_UNITS[match[2]!.toLowerCase()] ?? NaN) : NaN;
+function tooSmall(value: string, examples: string): Error {
+  return new Error(`needs ${examples}, and ${value} is too small: give ${FEWEST_BYTES} bytes or more`);
+}
+
+function amountOf(value: string, examples: string): number {
+  const [, number, unit] = /^(\d+\.?\d*|\.\d+)\s*([a-z]*)$/i.exec(value.trim()) ?? [];
+  const factor = BYTE_UNITS[unit?.toLowerCase() ?? "none"];
+  if (factor !== undefined) return Number(number) * factor;
+  throw new Error(`needs ${examples}, and was given "${value}": the units are B, KB, MB, GB, KiB, MiB and GiB`);
 }
 
 /** Whether a switch's variable in the environment is on. */
