@@ -101,6 +101,11 @@ Deno.test("exit codes: 1 with one line for what fails, its stack with TINYLLM_DE
   assertMatch(debug.stderr, /\n {4}at /);
 });
 
+Deno.test("a context that memory made shorter is said on standard error", async () => {
+  const { code, stderr } = await runFake(["generate", "Hi"], { model: { contextShortage: "kvMemory is 3 bytes" } });
+  assertEquals([code, stderr.includes("The context is 8 tokens: kvMemory is 3 bytes\n")], [0, true]);
+});
+
 Deno.test("TINYLLM_DEBUG=2 writes what the GPU runs to standard error", async () => {
   const library: Partial<Library> = {
     loadModel(_source, options) {
