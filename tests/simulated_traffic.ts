@@ -51,7 +51,7 @@ interface InFlight {
 export class SimulatedTraffic {
   readonly #random: Random;
   readonly #counts: TrafficCounts;
-  readonly #options: Required<SchedulerOptions>;
+  readonly #options: Required<Omit<SchedulerOptions, "blockBytes">>;
   readonly #scheduler: Scheduler;
   readonly #device: SimulatedDevice;
   readonly #vocabSize: number;
