@@ -9,6 +9,9 @@ import type { RefusedLine } from "./batch_input.ts";
 import { fileErrorText } from "./errors.ts";
 import type { Terminal } from "./terminal.ts";
 
+/** How the id of each line begins, as OpenAI's do. */
+const ID_PREFIX = "batch_req_";
+
 /** A line of the output. */
 export interface BatchLine {
   id: string;
@@ -34,7 +37,7 @@ export function errorLine({ customId, code, message, param, status }: RefusedLin
 }
 
 function lineOf(custom_id: string | null, response: BatchLine["response"], error: BatchLine["error"]): BatchLine {
-  return { id: openAiId("batch_req_"), custom_id, response, error };
+  return { id: openAiId(ID_PREFIX), custom_id, response, error };
 }
 
 /** What an output holds from an earlier run. */
@@ -55,8 +58,8 @@ export interface EarlierOutput {
  * import { assertEquals } from "@std/assert";
  * import { readEarlier } from "./batch_output.ts";
  *
- * const done = '{"id":"b","custom_id":"a","response":{"status_code":200,"request_id":"r","body":{}},"error":null}\n';
- * const { finished, kept } = readEarlier(done + '{"id":"b","custom_id":"c","resp', "out.jsonl");
+ * const done = '{"id":"batch_req_1","custom_id":"a","response":{"status_code":200,"request_id":"r","body":{}},"error":null}\n';
+ * const { finished, kept } = readEarlier(done + '{"id":"batch_req_2","custom_id":"c","resp', "out.jsonl");
  * assertEquals([[...finished], kept], [["a"], done]);
  * ```
  */
@@ -68,7 +71,8 @@ export function readEarlier(text: string, path: string): EarlierOutput {
     if (line.trim() === "") return;
     const read = parseLine(line);
     if (read === undefined) {
-      if (index === lines.length - 1) return; // torn: the write that ends with a line break did not end
+      // Torn: the write that ends with a line break did not end. Anything else without one is somebody's file.
+      if (index === lines.length - 1 && beginsAsOurs(line)) return;
       throw new Error(
         `Cannot go on with "${path}": its line ${index + 1} is no line of a batch's output. Give --output another file`,
       );
@@ -80,12 +84,19 @@ export function readEarlier(text: string, path: string): EarlierOutput {
   return { finished, kept: kept.join("") };
 }
 
+/** How each line begins. */
+const BEGINNING = `{"id":"${ID_PREFIX}`;
+
+function beginsAsOurs(line: string): boolean {
+  return line.startsWith(BEGINNING) || BEGINNING.startsWith(line);
+}
+
 function parseLine(line: string): BatchLine | undefined {
   try {
     const json: unknown = JSON.parse(line);
     const fields = ["id", "custom_id", "response", "error"];
     const isLine = typeof json === "object" && json !== null && fields.every((field) => Object.hasOwn(json, field));
-    return isLine ? json as BatchLine : undefined;
+    return isLine && String((json as BatchLine).id).startsWith(ID_PREFIX) ? json as BatchLine : undefined;
   } catch {
     return undefined;
   }

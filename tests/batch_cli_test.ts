@@ -209,10 +209,26 @@ Deno.test("batch: goes on where it was: answers stay, errors are tried again, a 
 });
 
 Deno.test("batch: leaves a file alone that is no batch's output", async () => {
-  const files = { "out.jsonl": "Dear diary\nToday\n" };
-  const { code, stderr, files: after } = await runBatch(plain("a"), { files });
-  assertEquals([code, after["out.jsonl"]], [1, files["out.jsonl"]]);
-  assertStringIncludes(stderr, 'Cannot go on with "out.jsonl": its line 1 is no line of a batch\'s output');
+  const foreign = [
+    "Dear diary\nToday\n",
+    "no newline at the end",
+    '{"precious":"notes"}',
+    '{"precious":"notes"}\n',
+    '{"id":"mine","custom_id":"a","response":null,"error":"precious"}',
+  ];
+  for (const text of foreign) {
+    const { code, stderr, files } = await runBatch(plain("a"), { files: { "out.jsonl": text } });
+    assertEquals([code, files["out.jsonl"], Object.keys(files).length], [1, text, 2]);
+    assertStringIncludes(stderr, 'Cannot go on with "out.jsonl": its line 1 is no line of a batch\'s output');
+  }
+});
+
+Deno.test("batch: a first line that was cut off anywhere does not stop the next run", async () => {
+  const whole = (await runBatch(plain("a"))).files["out.jsonl"]!;
+  for (const length of [1, 7, 17, 30, whole.length - 2]) {
+    const { code, files } = await runBatch(plain("a"), { files: { "out.jsonl": whole.slice(0, length) } });
+    assertEquals([code, JSON.parse(files["out.jsonl"]!).custom_id], [0, "a"]);
+  }
 });
 
 Deno.test("batch: Ctrl-C keeps what is done and leaves nothing half done", async () => {
