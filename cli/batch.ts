@@ -30,7 +30,7 @@ export async function batch(context: CommandContext): Promise<number> {
   }
   if (input === output && input !== "-") throw new UsageError(`--output is the input itself, "${input}": give another`);
   const lines = await readInput(context, input);
-  const file = await BatchOutput.open(terminal, output);
+  using file = await BatchOutput.open(terminal, output);
   const open = lines.requests.filter(({ customId }) => !file.finished.has(customId));
   const counts: BatchCounts = { done: 0, failed: 0, promptTokens: 0, completionTokens: 0 };
   await report(context, lines, lines.requests.length - open.length);

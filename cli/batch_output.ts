@@ -7,7 +7,7 @@
 import { type OpenAiError, openAiId, type OpenAiResponse } from "../serving/openai_response.ts";
 import type { RefusedLine } from "./batch_input.ts";
 import { fileErrorText } from "./errors.ts";
-import type { Terminal } from "./terminal.ts";
+import { OutputClosed, type Terminal } from "./terminal.ts";
 
 /** How the id of each line begins, as OpenAI's do. */
 const ID_PREFIX = "batch_req_";
@@ -103,24 +103,30 @@ function parseLine(line: string): BatchLine | undefined {
 }
 
 /** Writes lines, one after the other. */
-export class BatchOutput {
-  readonly #terminal: Terminal;
-  readonly #path: string;
+export class BatchOutput implements Disposable {
   #pending: Promise<void> = Promise.resolve();
 
-  private constructor(terminal: Terminal, path: string, readonly finished: ReadonlySet<string>) {
-    this.#terminal = terminal;
-    this.#path = path;
-  }
+  private constructor(
+    /** Requests that an earlier run answered. */
+    readonly finished: ReadonlySet<string>,
+    private readonly path: string,
+    private readonly append: (text: string) => Promise<void>,
+    private readonly stream?: Disposable,
+  ) {}
 
   /**
-   * Opens an output, with what an earlier run left there put in order. `-` is standard output, which has no earlier run.
+   * Opens an output, with what an earlier run left there put in order. `-` is standard output, which has no earlier run; nor
+   * has a device or a pipe.
    *
    * @throws {Error} if it cannot be read or written, or holds something else.
    */
   static async open(terminal: Terminal, path: string): Promise<BatchOutput> {
-    if (path === "-") return new BatchOutput(terminal, path, new Set());
+    if (path === "-") return new BatchOutput(new Set(), path, (text) => terminal.stdout.write(text));
     try {
+      if (await terminal.isStream(path)) {
+        const stream = await terminal.openStream(path);
+        return new BatchOutput(new Set(), path, (text) => stream.write(text), stream);
+      }
       const text = await readIfThere(terminal, path);
       const { finished, kept } = readEarlier(text, path);
       if (kept !== text) {
@@ -129,22 +135,34 @@ export class BatchOutput {
         await terminal.renameFile(`${path}.partial`, path);
       }
       await terminal.appendTextFile(path, ""); // it fails here or not at all
-      return new BatchOutput(terminal, path, finished);
+      return new BatchOutput(finished, path, (text) => terminal.appendTextFile(path, text));
     } catch (cause) {
       if (cause instanceof Error && cause.message.startsWith("Cannot")) throw cause;
-      throw new Error(`Cannot write "${path}": ${fileErrorText(cause)}`, { cause });
+      throw cannotWrite(path, cause);
     }
   }
 
-  /** Writes a line; resolves when it is in the file. */
+  /**
+   * Writes a line; resolves when it is in the file.
+   *
+   * @throws {Error} if it cannot be written. {@link OutputClosed} where nobody reads any more.
+   */
   write(line: BatchLine): Promise<void> {
-    const text = `${JSON.stringify(line)}\n`;
-    const written = this.#pending.then(() =>
-      this.#path === "-" ? this.#terminal.stdout.write(text) : this.#terminal.appendTextFile(this.#path, text)
-    );
+    const written = this.#pending.then(() => this.append(`${JSON.stringify(line)}\n`)).catch((cause) => {
+      throw cause instanceof OutputClosed ? cause : cannotWrite(this.path, cause);
+    });
     this.#pending = written.catch(() => {}); // whoever waits for the line is told
     return written;
   }
+
+  /** Closes a device or a pipe. */
+  [Symbol.dispose](): void {
+    this.stream?.[Symbol.dispose]();
+  }
+}
+
+function cannotWrite(path: string, cause: unknown): Error {
+  return new Error(`Cannot write "${path}": ${fileErrorText(cause)}`, { cause });
 }
 
 async function readIfThere(terminal: Terminal, path: string): Promise<string> {

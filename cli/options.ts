@@ -131,7 +131,7 @@ export const OPTIONS: OptionTable = {
     value: text("FILE"),
     group: "Batch",
     commands: ["batch"],
-    help: "where answers go, a line each as it is done; what is there already is not done again",
+    help: "where answers go, a line each as it is done; what is there already is not done again; - is standard output",
     default: "none, it has to be given",
   },
   prompt: {

@@ -40,6 +40,10 @@ export interface Terminal {
   appendTextFile(path: string, text: string): Promise<void>;
   /** Gives a file another name; one that had that name is gone. */
   renameFile(from: string, to: string): Promise<void>;
+  /** Whether `path` leads into a device, a pipe or a socket, which cannot be read back. */
+  isStream(path: string): Promise<boolean>;
+  /** Opens such a thing to write to it. */
+  openStream(path: string): Promise<Output & Disposable>;
 }
 
 /** Whoever read the output is gone, as in `tinyllm … | head -1`. */
@@ -73,10 +77,23 @@ export function denoTerminal(): Terminal {
     writeTextFile: (path, text) => Deno.writeTextFile(path, text),
     appendTextFile: (path, text) => Deno.writeTextFile(path, text, { append: true }),
     renameFile: (from, to) => Deno.rename(from, to),
+    async isStream(path) {
+      try {
+        const { isFile, isDirectory } = await Deno.stat(path);
+        return !isFile && !isDirectory;
+      } catch (cause) {
+        if (cause instanceof Deno.errors.NotFound) return false;
+        throw cause;
+      }
+    },
+    async openStream(path) {
+      const file = await Deno.open(path, { write: true });
+      return { ...denoOutput(file), [Symbol.dispose]: () => file.close() };
+    },
   };
 }
 
-function denoOutput(stream: typeof Deno.stdout): Output {
+function denoOutput(stream: Pick<Deno.FsFile, "isTerminal" | "write">): Output {
   const encoder = new TextEncoder();
   return {
     isTerminal: stream.isTerminal(),

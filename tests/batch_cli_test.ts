@@ -231,6 +231,17 @@ Deno.test("batch: a first line that was cut off anywhere does not stop the next 
   }
 });
 
+Deno.test("batch: devices and pipes are written to and never read back", async () => {
+  const run = (output: string) =>
+    runFake(["batch", "-i", "in.jsonl", "-o", output], {
+      files: { "in.jsonl": plain("a") + plain("b"), "/dev/tty": "typed by somebody" },
+    });
+  const tty = await run("/dev/tty");
+  assertEquals([tty.code, tty.files["/dev/tty"]!.split("\n").length], [0, 3]);
+  const full = await run("/dev/full");
+  assertEquals([full.code, full.stderr], [1, 'error: Cannot write "/dev/full": No space left on device\n']);
+});
+
 Deno.test("batch: Ctrl-C keeps what is done and leaves nothing half done", async () => {
   let interrupt = (): void => {};
   let pieces = 0;

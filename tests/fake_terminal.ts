@@ -155,6 +155,14 @@ export function fakeTerminal(options: FakeOptions): {
       delete files[from];
       return Promise.resolve();
     },
+    isStream: (path) => Promise.resolve(path.startsWith("/dev/")),
+    openStream(path) {
+      const write = (text: string): Promise<void> => {
+        if (path === "/dev/full") return Promise.reject(new Error("No space left on device (os error 28)"));
+        return terminal.appendTextFile(path, text);
+      };
+      return Promise.resolve({ isTerminal: false, write, [Symbol.dispose]() {} });
+    },
   };
   return { terminal, interrupt: () => handlers.forEach((handler) => handler()), output, files };
 }
