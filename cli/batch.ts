@@ -91,6 +91,7 @@ async function summarise(
   elapsedMs: number,
 ): Promise<void> {
   const failed = counts.failed + refused.length;
+  if (open + refused.length === 0) return; // all was done already, which is said
   const parts = [`${formatInteger(counts.done)} of ${formatInteger(open + refused.length)} requests done`];
   if (failed > 0) parts.push(`, ${formatInteger(failed)} failed: see their lines in the output`);
   if (counts.done > 0) {

@@ -15,7 +15,7 @@ export interface BatchRequest {
 
 /** A line that cannot. */
 export interface RefusedLine {
-  /** Null where the line has none. */
+  /** Null where the line has none, or one of an earlier line: no reader may take this line for that one's answer. */
   readonly customId: string | null;
   /** What is wrong, in OpenAI's words where they have one. */
   readonly code: string;
@@ -91,9 +91,17 @@ function readLine(
   }
   const given = (json as { custom_id?: unknown } | null)?.custom_id;
   const customId = typeof given === "string" && given !== "" ? given : null;
-  const refuse = (code: string, reason: string, more: Pick<RefusedLine, "param" | "status"> = {}): RefusedLine => {
+  const refuse = (code: string, reason: string, more: Partial<RefusedLine> = {}): RefusedLine => {
     return { customId, code, message: `Line ${number}: ${reason}`, ...more };
   };
+  if (customId !== null) {
+    const earlier = places.get(customId);
+    if (earlier !== undefined) {
+      const reason = `custom_id "${customId}" is that of line ${earlier} too: give each request its own`;
+      return refuse("duplicate_custom_id", reason, { customId: null });
+    }
+    places.set(customId, number);
+  }
   const { success, data, error } = LINE.safeParse(json);
   if (!success) {
     const { path: [field], message } = error.issues[0]!;
@@ -102,12 +110,6 @@ function readLine(
     const shown = value === undefined ? "missing" : JSON.stringify(value);
     return refuse(CODES[String(field)]!, `${String(field)} is ${shown}: ${message}`);
   }
-  const earlier = places.get(data.custom_id);
-  if (earlier !== undefined) {
-    const reason = `custom_id "${customId}" is that of line ${earlier} too: give each request its own`;
-    return refuse("duplicate_custom_id", reason);
-  }
-  places.set(data.custom_id, number);
   try {
     const request = parseOpenAiRequest(OPENAI_PATHS[data.url]!, data.body);
     if (request.model === undefined || models.includes(request.model)) return { customId: data.custom_id, request };

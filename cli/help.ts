@@ -49,7 +49,8 @@ export const COMMANDS: Readonly<Record<CommandName, CommandHelp>> = {
       "Input and output are in OpenAI's batch format: a request a line with custom_id, method, url " +
       "(/v1/chat/completions or /v1/completions) and body, and a line for each answer, as soon as it is there. The body's " +
       'model may be "default". Sampling flags hold where a body says nothing.',
-      "Run again with the same output, it goes on where it was stopped, and tries again what failed. A line that cannot be " +
+      "Run again with the same output, it goes on where it was stopped, and tries again what failed. It goes by custom_id " +
+      "alone: after a change of questions, model or sampling, give another output. A line that cannot be " +
       "run becomes a line with the error, and does not stop the others; the exit code is 1 then.",
     ],
     examples: [

@@ -122,7 +122,7 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
       "missing_required_parameter",
       "custom_id is 7: give each request a text of its own",
     ],
-    [plain("ok"), "ok", "duplicate_custom_id", 'custom_id "ok" is that of line 1 too'],
+    [plain("ok"), null, "duplicate_custom_id", 'custom_id "ok" is that of line 1 too'],
     [line("get", {}, undefined, "GET"), "get", "invalid_method", 'method is "GET": give "POST"'],
     [line("url", {}, "/v1/embeddings"), "url", "invalid_url", 'url is "/v1/embeddings"'],
     [line("none", {}), "none", "invalid_request", "prompt is missing"],
@@ -158,6 +158,19 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
   });
   assertStringIncludes(result.stderr, "… and 8 more; each has its line in the output\n");
   assertStringIncludes(result.stderr, `2 of 15 requests done, 13 failed`);
+});
+
+Deno.test("batch: no error line bears the custom_id of another line", async () => {
+  const result = await runBatch(
+    plain("a") + line("a", {}, "/nowhere") + plain("a") + line("b", {}, "/nowhere") + plain("b"),
+  );
+  assertEquals(linesOf(result).map(({ custom_id, error }) => [custom_id, error?.code ?? null]), [
+    [null, "duplicate_custom_id"],
+    [null, "duplicate_custom_id"],
+    ["b", "invalid_url"],
+    [null, "duplicate_custom_id"],
+    ["a", null],
+  ]);
 });
 
 Deno.test("batch: what the model refuses becomes an error too", async () => {
@@ -206,6 +219,7 @@ Deno.test("batch: goes on where it was: answers stay, errors are tried again, a 
   // A last line that is whole but for its line break is an answer like the others.
   const unbroken = await runBatch(plain("a"), { files: { "out.jsonl": answered.trimEnd() } });
   assertEquals([unbroken.code, unbroken.loads.length, unbroken.files["out.jsonl"]], [0, 0, answered]);
+  assertEquals(unbroken.stderr, "1 of 1 requests are done already\n");
 });
 
 Deno.test("batch: leaves a file alone that is no batch's output", async () => {
