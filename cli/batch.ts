@@ -35,6 +35,7 @@ export async function batch(context: CommandContext): Promise<number> {
   const counts: BatchCounts = { done: 0, failed: 0, promptTokens: 0, completionTokens: 0 };
   await report(context, lines, lines.requests.length - open.length);
   for (const line of lines.refused) await file.write(errorLine(line));
+  const failures: string[] = [];
   let elapsedMs = (): number => 0;
   if (open.length > 0) {
     await using model = await loadModel(context, open.length >= WORTH_WARMING_UP ? { warmUp: true } : {});
@@ -46,8 +47,10 @@ export async function batch(context: CommandContext): Promise<number> {
     const write = file.write.bind(file), defaults = samplingOptions(options), { system } = options;
     // Twice as many as are computed together: one that ends is followed at once.
     const window = 2 * (options.maxNumSeqs ?? MAX_NUM_SEQS);
-    await runRequests(open, { model, defaults, system, window, write, counts }, interrupts.begin());
+    const onFailure = (message: string): void => void failures.push(message);
+    await runRequests(open, { model, defaults, system, window, write, onFailure, counts }, interrupts.begin());
   }
+  await nameFaults(context, failures); // now that nothing is drawn over them
   await summarise(context, counts, lines, open.length, elapsedMs());
   if (interrupts.pressed) return EXIT.interrupted;
   return counts.failed + lines.refused.length > 0 ? EXIT.failed : EXIT.ok;
@@ -69,12 +72,17 @@ async function report(
   { requests, refused }: BatchInput,
   finished: number,
 ): Promise<void> {
-  const lines = refused.slice(0, MOST_REPORTED).map(({ message }) => message);
-  if (refused.length > MOST_REPORTED) {
-    lines.push(`… and ${formatInteger(refused.length - MOST_REPORTED)} more; each has its line in the output`);
-  }
-  if (finished > 0) {
-    lines.push(`${formatInteger(finished)} of ${formatInteger(requests.length)} requests are done already`);
+  await nameFaults({ terminal }, refused.map(({ message }) => message));
+  if (finished === 0) return;
+  const done = `${formatInteger(finished)} of ${formatInteger(requests.length)} requests are done already`;
+  await terminal.stderr.write(`${done}\n`);
+}
+
+/** The first faults, a line each, and how many more there are. */
+async function nameFaults({ terminal }: Pick<CommandContext, "terminal">, messages: readonly string[]): Promise<void> {
+  const lines = messages.slice(0, MOST_REPORTED);
+  if (messages.length > MOST_REPORTED) {
+    lines.push(`… and ${formatInteger(messages.length - MOST_REPORTED)} more; each has its line in the output`);
   }
   for (const line of lines) await terminal.stderr.write(`${line}\n`);
 }

@@ -9,6 +9,8 @@ import { OPENAI_PATHS, type OpenAiRequest, OpenAiRequestError, parseOpenAiReques
 
 /** A line that can be run. */
 export interface BatchRequest {
+  /** Its line's number in the input, from 1. */
+  readonly line: number;
   readonly customId: string;
   readonly request: OpenAiRequest;
 }
@@ -112,7 +114,9 @@ function readLine(
   }
   try {
     const request = parseOpenAiRequest(OPENAI_PATHS[data.url]!, data.body);
-    if (request.model === undefined || models.includes(request.model)) return { customId: data.custom_id, request };
+    if (request.model === undefined || models.includes(request.model)) {
+      return { line: number, customId: data.custom_id, request };
+    }
     const names = models.map((name) => `"${name}"`).join(" or ");
     const reason = `the model "${request.model}" is not the one that is loaded: give ${names}`;
     return refuse("model_not_found", reason, { param: "model", status: 404 });

@@ -34,6 +34,8 @@ export interface BatchRunOptions {
   readonly window: number;
   /** Takes a finished line. */
   readonly write: (line: BatchLine) => Promise<void>;
+  /** Told why a request failed, in a sentence that names its line. */
+  readonly onFailure: (message: string) => void;
   /** Counts as they grow. */
   readonly counts: BatchCounts;
 }
@@ -77,7 +79,7 @@ export async function runRequests(
 }
 
 async function runRequest(
-  { customId, request }: BatchRequest,
+  { line, customId, request }: BatchRequest,
   options: BatchRunOptions,
   signal: AbortSignal,
 ): Promise<void> {
@@ -89,7 +91,9 @@ async function runRequest(
     if (!(cause instanceof RequestError)) throw new ModelFailed(cause);
     if (signal.aborted) return;
     counts.failed++;
-    return await write(errorLine({ customId, code: "invalid_request", message: cause.message, status: 400 }));
+    const message = `Line ${line}: ${cause.message}`;
+    options.onFailure(message);
+    return await write(errorLine({ customId, code: "invalid_request", message, status: 400 }));
   }
   if (answers === undefined) return;
   const { kind } = request, { tokenizer } = model;

@@ -181,7 +181,9 @@ Deno.test("batch: what the model refuses becomes an error too", async () => {
   const result = await runBatch(plain("good") + plain("bad") + plain("more"), { model: { answer } });
   assertEquals([result.code, linesOf(result).length], [1, 3]);
   assertEquals(byId(result, "bad").response!.status_code, 400);
-  assertEquals(byId(result, "bad").error, { code: "invalid_request", message: "Cannot generate: too long" });
+  const message = "Line 2: Cannot generate: too long";
+  assertEquals(byId(result, "bad").error, { code: "invalid_request", message });
+  assertStringIncludes(result.stderr, `${message}\n2 of 3 requests done, 1 failed`);
 });
 
 Deno.test("batch: a model that breaks ends the batch, and what is open is for another run", async () => {
