@@ -111,7 +111,7 @@ export class BatchOutput implements Disposable {
     readonly finished: ReadonlySet<string>,
     private readonly path: string,
     private readonly append: (text: string) => Promise<void>,
-    private readonly stream?: Disposable,
+    private readonly opened?: Disposable,
   ) {}
 
   /**
@@ -127,15 +127,19 @@ export class BatchOutput implements Disposable {
         const stream = await terminal.openStream(path);
         return new BatchOutput(new Set(), path, (text) => stream.write(text), stream);
       }
-      const text = await readIfThere(terminal, path);
+      using locks = new DisposableStack();
+      locks.use(await lock(terminal, path, path));
+      const text = await terminal.readTextFile(path);
       const { finished, kept } = readEarlier(text, path);
       if (kept !== text) {
-        // Under another name first: a crash in between loses nothing.
-        await terminal.writeTextFile(`${path}.partial`, kept);
-        await terminal.renameFile(`${path}.partial`, path);
+        // Under another name first: a crash in between loses nothing. Locked before it takes the output's place, while the
+        // old file stays locked for whoever opened that: at no time can a second run get hold of either.
+        const partial = `${path}.partial`;
+        await terminal.writeTextFile(partial, kept);
+        locks.use(await lock(terminal, partial, path));
+        await terminal.renameFile(partial, path);
       }
-      await terminal.appendTextFile(path, ""); // it fails here or not at all
-      return new BatchOutput(finished, path, (text) => terminal.appendTextFile(path, text));
+      return new BatchOutput(finished, path, (text) => terminal.appendTextFile(path, text), locks.move());
     } catch (cause) {
       if (cause instanceof Error && cause.message.startsWith("Cannot")) throw cause;
       throw cannotWrite(path, cause);
@@ -155,9 +159,9 @@ export class BatchOutput implements Disposable {
     return written;
   }
 
-  /** Closes a device or a pipe. */
+  /** Gives up the lock of a file, and closes a device or a pipe. */
   [Symbol.dispose](): void {
-    this.stream?.[Symbol.dispose]();
+    this.opened?.[Symbol.dispose]();
   }
 }
 
@@ -165,11 +169,8 @@ function cannotWrite(path: string, cause: unknown): Error {
   return new Error(`Cannot write "${path}": ${fileErrorText(cause)}`, { cause });
 }
 
-async function readIfThere(terminal: Terminal, path: string): Promise<string> {
-  try {
-    return await terminal.readTextFile(path);
-  } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound) return "";
-    throw cause;
-  }
+async function lock(terminal: Terminal, file: string, output: string): Promise<Disposable> {
+  const held = await terminal.lockFile(file);
+  if (held) return held;
+  throw new Error(`Cannot write "${output}": another run is writing it. Wait for it, or give --output another file`);
 }

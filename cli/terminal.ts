@@ -40,6 +40,11 @@ export interface Terminal {
   appendTextFile(path: string, text: string): Promise<void>;
   /** Gives a file another name; one that had that name is gone. */
   renameFile(from: string, to: string): Promise<void>;
+  /**
+   * Locks a file, which is made if there is none, until disposed or the process ends, however it ends; undefined where
+   * another process holds the lock.
+   */
+  lockFile(path: string): Promise<Disposable | undefined>;
   /** Whether `path` leads into a device, a pipe or a socket, which cannot be read back. */
   isStream(path: string): Promise<boolean>;
   /** Opens such a thing to write to it. */
@@ -77,6 +82,14 @@ export function denoTerminal(): Terminal {
     writeTextFile: (path, text) => Deno.writeTextFile(path, text),
     appendTextFile: (path, text) => Deno.writeTextFile(path, text, { append: true }),
     renameFile: (from, to) => Deno.rename(from, to),
+    async lockFile(path) {
+      const file = await Deno.open(path, { append: true, create: true });
+      const lock = { [Symbol.dispose]: () => file.close() };
+      // Windows would keep this process's own reads and writes out too.
+      if (Deno.build.os === "windows" || await file.tryLock(true)) return lock;
+      file.close();
+      return undefined;
+    },
     async isStream(path) {
       try {
         const { isFile, isDirectory } = await Deno.stat(path);

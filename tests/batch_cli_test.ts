@@ -1,6 +1,7 @@
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import type { BatchLine } from "../cli/batch_output.ts";
+import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
+import { type BatchLine, BatchOutput } from "../cli/batch_output.ts";
 import { panelLines, statusText } from "../cli/batch_progress.ts";
+import { denoTerminal } from "../cli/terminal.ts";
 import type { ChatChoice, OpenAiResponse, TextChoice } from "../serving/openai_response.ts";
 import type { Chunk, GenerateOptions } from "../serving/request.ts";
 import { RequestError } from "../serving/request_error.ts";
@@ -247,6 +248,21 @@ Deno.test("batch: a first line that was cut off anywhere does not stop the next 
   }
 });
 
+Deno.test("batch: of two runs on one output the second is refused, until the first has ended", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const path = `${folder}/out.jsonl`, terminal = denoTerminal();
+    await Deno.writeTextFile(path, '{"id":"batch_req_'); // torn: the file is replaced while it is locked
+    for (let run = 0; run < 2; run++) {
+      using _first = await BatchOutput.open(terminal, path);
+      await assertRejects(() => BatchOutput.open(terminal, path), Error, "another run is writing it");
+    }
+    assertEquals([...Deno.readDirSync(folder)].map(({ name }) => name), ["out.jsonl"]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
 Deno.test("batch: devices and pipes are written to and never read back", async () => {
   const run = (output: string) =>
     runFake(["batch", "-i", "in.jsonl", "-o", output], {
@@ -352,7 +368,6 @@ Deno.test("batch: standard input and output, and wrong calls", async () => {
 
 Deno.test("batch: the story model, requests of all kinds at once, each as if it were alone", async () => {
   const { runCli } = await import("../cli/run.ts");
-  const { denoTerminal } = await import("../cli/terminal.ts");
   const folder = await Deno.makeTempDir();
   try {
     const input = chat("chat", { max_tokens: 12, seed: 1 }) +

@@ -155,6 +155,10 @@ export function fakeTerminal(options: FakeOptions): {
       delete files[from];
       return Promise.resolve();
     },
+    lockFile(path) {
+      files[path] ??= "";
+      return Promise.resolve({ [Symbol.dispose]() {} });
+    },
     isStream: (path) => Promise.resolve(path.startsWith("/dev/")),
     openStream(path) {
       const write = (text: string): Promise<void> => {
