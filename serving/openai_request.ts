@@ -100,8 +100,11 @@ const PART = z.looseObject({
   text: z.string(),
 });
 
+/** OpenAI's roles; what a model makes of each is its template's. */
+const ROLES = ["developer", "system", "user", "assistant", "tool", "function"];
+
 const MESSAGE = z.looseObject({
-  role: z.string(),
+  role: z.enum(ROLES, `give one of ${ROLES.join(", ")}`),
   content: z.union([z.string(), z.array(PART)], "give a text, or a list of parts of text").nullish(),
 });
 

@@ -131,6 +131,7 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
     [plain("hot", { temperature: "hot" }), "hot", "invalid_request", 'temperature is "hot": give a number'],
     [plain("typo", { temprature: 1 }), "typo", "invalid_request", "temprature is not supported: leave it out"],
     [plain("stream", { stream: true }), "stream", "invalid_request", "stream is true"],
+    [chat("role", { messages: [{ role: "robot" }] }), "role", "invalid_request", 'role is "robot": give one of'],
     [chat("top", { top_logprobs: 2 }), "top", "invalid_request", 'it needs "logprobs": true'],
     [
       chat("parts", { messages: [{ role: "user", content: [{ type: "image_url" }] }] }),
@@ -157,8 +158,8 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
     param: "model",
     code: "model_not_found",
   });
-  assertStringIncludes(result.stderr, "… and 8 more; each has its line in the output\n");
-  assertStringIncludes(result.stderr, `2 of 15 requests done, 13 failed`);
+  assertStringIncludes(result.stderr, "… and 9 more; each has its line in the output\n");
+  assertStringIncludes(result.stderr, `2 of 16 requests done, 14 failed`);
 });
 
 Deno.test("batch: no error line bears the custom_id of another line", async () => {
