@@ -12,7 +12,7 @@
  */
 import type { PreparedStep, Runner, StepResult, SubmittedStep } from "./runner.ts";
 import type { Details } from "./sampler.ts";
-import type { Scheduled } from "./scheduled_step.ts";
+import { decodes, type Scheduled } from "./scheduled_step.ts";
 import type { Scheduler } from "./scheduler.ts";
 
 /** What steps are made of and where they run. */
@@ -94,9 +94,7 @@ export class LookAhead {
     this.#schedulingMs += performance.now() - start;
     if (!step) return undefined;
     const details = strongest(step.scheduled.filter(({ draws }) => draws).map(detailsOf));
-    const decodes = step.task === "generate" &&
-      step.scheduled.every(({ numTokens, draws }) => draws && numTokens === 1);
-    const followed = decodes && details === "none" && !scheduler.canAdmit;
+    const followed = decodes(step) && details === "none" && !scheduler.canAdmit;
     return { prepared: runner.prepare(step, details, ahead), followed };
   }
 }

@@ -33,7 +33,7 @@ import {
   SamplerRows,
   type WayOfDrawing,
 } from "./sampler.ts";
-import type { ScheduledStep } from "./scheduled_step.ts";
+import { decodes, type ScheduledStep } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
 import { TokenSlots } from "./token_slots.ts";
 
@@ -303,7 +303,8 @@ export class Runner {
     return device.read(buffer, "i32", count, offset + 4 * start);
   }
 
-  #limits({ task, numTokens, scheduled }: ScheduledStep): BatchLimits {
+  #limits(step: ScheduledStep): BatchLimits {
+    const { numTokens, scheduled } = step;
     const maxTokens = this.#tokenBuckets.find((bucket) => bucket >= numTokens);
     if (maxTokens === undefined) {
       throw new Error(`Cannot run ${numTokens} tokens in one step: at most ${this.maxTokens}`);
@@ -315,8 +316,7 @@ export class Runner {
     if (maxSequences === undefined) {
       throw new Error(`Cannot run ${numSequences} sequences in one step: at most ${maxNumSeqs}`);
     }
-    const decode = task === "generate" && scheduled.every((item) => item.draws && item.numTokens === 1);
-    if (!decode) return this.#limitsOf(maxTokens, maxSequences);
+    if (!decodes(step)) return this.#limitsOf(maxTokens, maxSequences);
     const held = Math.max(...scheduled.map(({ sequence }) => sequence.blockTable.length));
     return this.#decodeLimits(maxTokens, this.#blockBuckets(maxTokens).find((bucket) => bucket >= held)!);
   }

@@ -30,6 +30,11 @@ export interface ScheduledStep {
   readonly copies: readonly BlockCopy[];
 }
 
+/** Whether a step decodes alone: each of its sequences has one token, and draws the next. */
+export function decodes({ task, scheduled }: ScheduledStep): boolean {
+  return task === "generate" && scheduled.every(({ draws, numTokens }) => draws && numTokens === 1);
+}
+
 /** A step in the making. */
 export class StepBuilder implements ScheduledStep {
   readonly scheduled: Scheduled[] = [];

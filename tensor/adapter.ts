@@ -36,8 +36,8 @@ export async function request(
     ["subgroups", "subgroups", true], // not listed by this runtime, and granted all the same
   ];
   const wanted = optional.filter(([feature, , offered]) => offered && !disable.has(feature)).map(([, name]) => name);
-  const unlisted = (name: string): boolean => name === "subgroups" || name.startsWith("wgpu-");
   const own = (name: string): boolean => name.startsWith("wgpu-");
+  const unlisted = (name: string): boolean => name === "subgroups" || own(name);
   for (const features of [wanted, wanted.filter((name) => !own(name)), wanted.filter((name) => !unlisted(name))]) {
     try {
       const gpu = await adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { type Dim, Sym } from "./dim.ts";
+import { type Dim, maxOf, Sym } from "./dim.ts";
 import { bytesPerElement, type DType, wgslStorageType, wgslValueType } from "./dtype.ts";
 import { type Caps, INPUTS_READY, type Port, type TensorType } from "./kernel.ts";
 
@@ -68,8 +68,14 @@ export interface ShaderParts {
   readonly subgroups: boolean;
 }
 
-/** Words of a run's sizes: 16 symbols, then what joined dispatches have of their own. */
+/** Most symbols of a program. */
+export const MOST_SYMBOLS = 16;
+
+/** Words of a run's sizes: those of symbols, then what joined dispatches have of their own. */
 export const SIZES_WORDS = 64;
+
+/** WGSL of a word of a run's sizes. */
+export const sizeWord = (at: number): string => `sizes[${at >> 2}].${"xyzw"[at & 3]}`;
 
 const vector = (width: number, scalar: string): string => width === 1 ? scalar : `vec${width}<${scalar}>`;
 
@@ -173,8 +179,7 @@ export function assemble(
       type: "uniform",
     });
     for (const { name } of symbols) {
-      const slot = sizeSlots.get(name)!;
-      lines.push(`fn size_${name}() -> u32 { return sizes[${slot >> 2}].${"xyzw"[slot & 3]}; }`);
+      lines.push(`fn size_${name}() -> u32 { return ${sizeWord(sizeSlots.get(name)!)}; }`);
     }
   }
   tensors.forEach((tensor, index) => {
@@ -206,7 +211,7 @@ export function variableWgsl({ name, space, type }: BoundVariable): string {
 }
 
 function uniformCount(tensor: BoundTensor, caps: Caps): number {
-  const elements = tensor.type.shape.reduce<number>((n, dim) => n * (typeof dim === "number" ? dim : dim.max), 1);
+  const elements = tensor.type.shape.reduce<number>((n, dim) => n * maxOf(dim), 1);
   return elements * (tensor.port.raw ? 4 : bytesPerElement(tensor.type.dtype, caps.f16)) /
     elementBytes(tensor.port, tensor.type.dtype, caps);
 }

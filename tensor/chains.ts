@@ -6,8 +6,8 @@
  *
  * @module
  */
-import type { Binding } from "./assemble.ts";
 import type { Device } from "./device.ts";
+import { maxOf } from "./dim.ts";
 import {
   COUNTER_WORDS,
   GRID_WORDS,
@@ -63,10 +63,8 @@ const LEAST_STAGES = 3, MOST_STAGES = 12, MOST_BYTES = 8 << 20;
 /** Most workgroups of a stage: a few for each that is resident. */
 const MOST_WORKGROUPS = 1024;
 
-const greatest: Resolver = (dim) => typeof dim === "number" ? dim : dim.max;
-
 function isShort({ lanes, cost, grid }: Joinable): boolean {
-  const [x, y, z] = grid(greatest);
+  const [x, y, z] = grid(maxOf);
   return lanes === JOINED_LANES && cost.bytes <= MOST_BYTES && z === 1 && x * y <= MOST_WORKGROUPS;
 }
 
@@ -134,12 +132,9 @@ function makeDispatch(
   { code, bindings }: JoinedShader,
   own: readonly GPUBufferBinding[],
 ): JoinedDispatch {
-  const types: Binding[] = [
-    ...bindings.map(({ type }, i): Binding => ({ tensor: i, part: 0, type })),
-    ...own.map((_, i): Binding => ({ tensor: bindings.length + i, part: 0, type: "storage" })),
-  ];
-  const label = "joined dispatches", { pipeline, layout } = device.pipeline(code, types, label);
-  const entries = [...bindings.map(({ entry }) => entry), ...own].map((resource, binding) => ({ binding, resource }));
+  const all = [...bindings, ...own.map((entry) => ({ type: "storage", entry } as const))];
+  const label = "joined dispatches", { pipeline, layout } = device.pipeline(code, all, label);
+  const entries = all.map(({ entry }, binding) => ({ binding, resource: entry }));
   const bindGroup = device.gpu.createBindGroup({ layout, entries, label });
   return { first: chain.first, count: chain.stages.length, pipeline, bindGroup };
 }

@@ -4,11 +4,11 @@
  *
  * @module
  */
-import { assemble, type Assembled, type BoundTensor, SIZES_WORDS, symbolsOf } from "./assemble.ts";
+import { assemble, type Assembled, type BoundTensor, MOST_SYMBOLS, SIZES_WORDS, symbolsOf } from "./assemble.ts";
 import { generate, generateStore, type GroupCode } from "./codegen.ts";
 import type { Joinable } from "./chains.ts";
 import type { Device } from "./device.ts";
-import { elementCount, formatShape, type Shape } from "./dim.ts";
+import { elementCount, formatShape, maxOf, type Shape } from "./dim.ts";
 import { bytesPerElement, type DType, type HostArray } from "./dtype.ts";
 import { fuse, type Group } from "./fuse.ts";
 import type { Caps, Cost, KernelCall, Resolver } from "./kernel.ts";
@@ -82,14 +82,14 @@ export class Compiler {
     traced: readonly Node[],
     readonly label: string,
     rules: readonly Rule[],
-    readonly caps: Caps = device.caps,
+    readonly caps: Caps,
   ) {
     const graph = rewriteGraph(traced, caps, rules);
     this.outputs = graph.outputs;
     this.groups = fuse(graph, device.gpu.limits.maxStorageBuffersPerShaderStage);
     symbolsOf(reachable(graph.outputs)).forEach((symbol) => this.sizeSlots.set(symbol.name, this.sizeSlots.size));
-    if (this.sizeSlots.size > 16) {
-      throw new Error(`Cannot compile ${label}: ${this.sizeSlots.size} symbolic sizes, at most 16`);
+    if (this.sizeSlots.size > MOST_SYMBOLS) {
+      throw new Error(`Cannot compile ${label}: ${this.sizeSlots.size} symbolic sizes, at most ${MOST_SYMBOLS}`);
     }
   }
 
@@ -329,7 +329,6 @@ export class Compiler {
 
   #info(group: Group, nodes: readonly Node[], wgsl: string): DispatchInfo {
     const { f16 } = this.caps;
-    const resolve: Resolver = (dim) => typeof dim === "number" ? dim : dim.max;
     const bytes = [...new Set(nodes)].reduce(
       (sum, n) => sum + elementCount(n.shape) * bytesPerElement(n.dtype, f16),
       0,
@@ -339,7 +338,7 @@ export class Compiler {
       ? kernel.kernel.cost(
         { params: kernel.params, inputs: kernel.src, outputs: outputTypes(kernel) },
         this.caps,
-        resolve,
+        maxOf,
       )
       : { bytes, flops: generatedFlops(group.lowered!) };
     return { name: describe(group), fused: fusedNames(group), shape: group.root.shape, cost, wgsl };

@@ -225,7 +225,7 @@ export class Device {
   }
 
   /** The layout of a list of bindings. */
-  layout(bindings: readonly Binding[]): GPUBindGroupLayout {
+  layout(bindings: readonly Pick<Binding, "type">[]): GPUBindGroupLayout {
     const key = bindings.map((binding) => binding.type).join();
     let layout = this.#layouts.get(key);
     if (!layout) {
@@ -244,7 +244,7 @@ export class Device {
   /** The pipeline of a shader, compiled once a device. */
   pipeline(
     code: string,
-    bindings: readonly Binding[],
+    bindings: readonly Pick<Binding, "type">[],
     label: string,
   ): { pipeline: GPUComputePipeline; layout: GPUBindGroupLayout } {
     let made = this.#pipelines.get(code);

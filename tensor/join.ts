@@ -10,7 +10,7 @@
  *
  * @module
  */
-import { type Assembled, type BoundVariable, SIZES_WORDS, variableWgsl } from "./assemble.ts";
+import { type Assembled, type BoundVariable, MOST_SYMBOLS, SIZES_WORDS, sizeWord, variableWgsl } from "./assemble.ts";
 import { type Caps, INPUTS_READY } from "./kernel.ts";
 
 /** A dispatch that is to be a part of a joined one. */
@@ -151,8 +151,7 @@ class Joiner {
   /** The call of a stage: each workgroup does one after another of the stage's workgroups. */
   call(k: number, workgroups: number): string {
     const { grid } = this.stages[k]!;
-    const word = (i: number): string => `sizes[${i >> 2}].${"xyzw"[i & 3]}`;
-    const [x, y] = typeof grid === "number" ? [word(grid), word(grid + 1)] : grid.map((n) => `${n}u`);
+    const [x, y] = typeof grid === "number" ? [sizeWord(grid), sizeWord(grid + 1)] : grid.map((n) => `${n}u`);
     const rest = this.caps.subgroups ? `, subgroupLane, lane / ${this.caps.subgroupSize}u` : "";
     const one = `stage_${k}(place, size, local, lane, place * vec3u(${JOINED_LANES}u, 1u, 1u) + local${rest});`;
     const place = "let place = vec3u(at % size.x, at / size.x, 0u);";
@@ -229,4 +228,4 @@ export function joinShaders(stages: readonly Stage[], workgroups: number, caps: 
 }
 
 /** Words of the sizes that joined dispatches have for grids that change from run to run. */
-export const GRID_WORDS = { first: 16, end: SIZES_WORDS } as const;
+export const GRID_WORDS = { first: MOST_SYMBOLS, end: SIZES_WORDS } as const;

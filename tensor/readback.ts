@@ -75,24 +75,24 @@ export class Readback {
       const mapped = staging.mapAsync(GPUMapMode.READ, 0, range);
       mapped.catch(() => {});
       const taken = this.#take(staging, ticket, size);
-      if (taken) return this.#healthy(taken).subarray(GUARD_BYTES, GUARD_BYTES + bytes);
+      if (taken) return this.#healthy(taken, bytes);
       await mapped;
       this.#fast = false;
     } else await staging.mapAsync(GPUMapMode.READ, 0, range);
     const copy = staging.getMappedRange(0, range).slice(0);
     staging.unmap();
-    return this.#healthy(copy).subarray(GUARD_BYTES, GUARD_BYTES + bytes);
+    return this.#healthy(copy, bytes);
   }
 
   /** What was read, if all workgroups of joined dispatches have met. */
-  #healthy(bytes: ArrayBuffer): Uint8Array<ArrayBuffer> {
-    if (this.health && new Uint32Array(bytes, 4, 1)[0] !== 0) {
+  #healthy(read: ArrayBuffer, bytes: number): Uint8Array<ArrayBuffer> {
+    if (this.health && new Uint32Array(read, 4, 1)[0] !== 0) {
       throw new Error(
         "Cannot trust the GPU's results: workgroups of a joined dispatch waited in vain for others. Is another program using it? " +
           "Load the model again.",
       );
     }
-    return new Uint8Array(bytes);
+    return new Uint8Array(read, GUARD_BYTES, bytes);
   }
 
   /** The bytes, if the mapping is there already and holds this read's ticket. */
