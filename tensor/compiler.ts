@@ -13,7 +13,7 @@ import { bytesPerElement, type DType, type HostArray } from "./dtype.ts";
 import { fuse, type Group } from "./fuse.ts";
 import type { Caps, Cost, KernelCall, Resolver } from "./kernel.ts";
 import { base, type Lowered } from "./lower.ts";
-import { planMemory } from "./memory.ts";
+import { type Lifetime, planMemory } from "./memory.ts";
 import { type Node, output, outputTypes, stateOf, updatesOf } from "./node.ts";
 import { reachable, rewriteGraph, type Rule } from "./rules.ts";
 import type { Resident, Storage } from "./storage.ts";
@@ -56,6 +56,9 @@ export interface Place {
   readonly offset: number;
   readonly bytes: number;
 }
+
+/** An intermediate result, and when it lives. */
+type Result = { -readonly [Key in keyof Lifetime]: Lifetime[Key] };
 
 /** Sizes of a run, as many as the alignment of bindings. */
 const SIZES_BYTES = 4 * SIZES_WORDS;
@@ -146,24 +149,34 @@ export class Compiler {
     const lastUse = new Map<Node, number>();
     this.groups.forEach((group, at) => group.reads.forEach((node) => lastUse.set(node, at)));
     this.outputs.forEach((node) => lastUse.set(base(node), Infinity));
-    const results: { node: Node; at: number; bytes: number }[] = [];
+    const results = new Map<Node, Result>();
     this.groups.forEach((group, at) => {
-      for (const node of this.#results(group)) {
+      const updates = group.root.op === "kernel" ? updatesOf(group.root) : [];
+      for (const [index, node] of this.#results(group).entries()) {
+        const source = group.root.src[updates[index] ?? -1];
         if (stateOf(node)) this.#checkWritten(node, this.#placeState(node).bytes);
+        else if (source) results.set(node, this.#updated(results.get(base(source)), at, lastUse.get(node) ?? at));
         else {
           const bytes = elementCount(node.shape) * bytesPerElement(node.dtype, f16);
           this.#checkWritten(node, bytes);
-          results.push({ node, at, bytes });
+          results.set(node, { bytes, first: at, last: lastUse.get(node) ?? at });
         }
       }
     });
-    const plan = planMemory(
-      results.map(({ node, at, bytes }) => ({ bytes, first: at, last: lastUse.get(node) ?? at })),
-    );
+    const lifetimes = [...new Set(results.values())], plan = planMemory(lifetimes);
     const slots = this.#slots(plan.bytes);
-    results.forEach(({ node, bytes }, i) => {
-      this.places.set(node, { ...slots[plan.slot[i]!]!, bytes: Math.max(16, Math.ceil(bytes / 16) * 16) });
+    results.forEach((result, node) => {
+      const bytes = Math.max(16, Math.ceil(result.bytes / 16) * 16);
+      this.places.set(node, { ...slots[plan.slot[lifetimes.indexOf(result)]!]!, bytes });
     });
+  }
+
+  /** A result that the dispatch at `at` updates in place lives on as the dispatch's own, which is used until `last`. */
+  #updated(result: Result | undefined, at: number, last: number): Result {
+    if (!result) throw new Error(`Cannot compile ${this.label}: only buffers and results are updated in place`);
+    if (result.last > at) throw new Error(`Cannot compile ${this.label}: a result is read after its update in place`);
+    result.last = last;
+    return result;
   }
 
   /** Refuses what one binding cannot hold: reads are divided among several, writes are not. */

@@ -7,7 +7,7 @@
 import { type Dim, elementCount, formatShape, resolveDim, type Sizes } from "./dim.ts";
 import { type DType, float16Bits, float16Value } from "./dtype.ts";
 import { argmaxError, castError, scalarError, storedError, sumError } from "./error_bound.ts";
-import { type Node, outputTypes, updatesOf } from "./node.ts";
+import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
 import { evaluateScalar, wrap } from "./scalar.ts";
 import type { Storage } from "./storage.ts";
 
@@ -194,7 +194,8 @@ export class Interpreter {
       return { values, error: new Float64Array(values.length).fill(known ? 0 : Infinity), shape };
     });
     updatesOf(node).forEach((input, i) => {
-      if (input >= 0) this.#written.set(storageOf(node.src[input]!), results[i]!);
+      const source = node.src[input];
+      if (source && stateOf(source)) this.#written.set(storageOf(source), results[i]!);
     });
     this.#kernels.set(node, results);
     return results;

@@ -138,7 +138,10 @@ export interface Kernel<P> {
   reference(call: KernelCall<P>, inputs: readonly ArrayLike<number>[]): Float64Array[];
   /** Operations and least bytes of a run. */
   cost(call: KernelCall<P>, caps: Caps, resolve: (dim: Dim) => number): Cost;
-  /** For each output the input that it is the next version of (written in place), or -1. All -1 unless given. */
+  /**
+   * For each output the input that it is the next version of (written in place), or -1. All -1 unless given. The input is a buffer's
+   * version, or the result of a kernel that nothing else reads.
+   */
   updates?(call: KernelCall<P>): readonly number[];
   /** Where fusion may splice; `elementwise` wraps the store of the only output, indexed in elements with width 1. */
   readonly slots?: readonly SlotKind[];

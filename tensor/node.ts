@@ -290,10 +290,11 @@ export function assign(target: Node, value: Node): Node {
   return intern({ op: "assign", dtype: target.dtype, shape: target.shape, src: [target, value] });
 }
 
-/** Marks a state's next version as traced. */
+/** Marks a state's next version as traced. A kernel's result has none: whether it is read later, the compiler sees. */
 function advance(target: Node): void {
   const root = stateOf(target);
-  if (!root) throw new Error(`Cannot update ${target.op} in place: only buffers hold state`);
+  if (!root && (target.op === "kernel" || target.op === "output")) return;
+  if (!root) throw new Error(`Cannot update ${target.op} in place: only buffers and kernels' results can be`);
   if (root.version !== root.storage.version) {
     throw new Error(`Cannot write version ${root.version} of "${root.storage.label}": it has been overwritten already`);
   }

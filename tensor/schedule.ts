@@ -54,9 +54,9 @@ function lateRead(group: Group, read: Node, writers: ReadonlyMap<string, number>
 function writtenVersions(root: Node, kernel: Node | undefined): string[] {
   const replaced = root.op === "assign" ? [root.src[0]!] : [];
   if (kernel?.op === "kernel") updatesOf(kernel).forEach((source) => source >= 0 && replaced.push(kernel.src[source]!));
-  return replaced.map((node) => {
-    const { storage, version } = stateOf(node)!;
-    return `${storage.id}v${version + 1}`;
+  return replaced.flatMap((node) => {
+    const state = stateOf(node);
+    return state ? [`${state.storage.id}v${state.version + 1}`] : [];
   });
 }
 
