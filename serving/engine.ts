@@ -20,7 +20,7 @@ import { Sequence } from "./sequence.ts";
 /** What an engine works with. */
 export interface EngineOptions extends Omit<SchedulerOptions, "maxNumScoredTokens"> {
   /** Runs its steps. */
-  readonly runner: Pick<Runner, "prepare" | "read" | "maxLogitsTokens">;
+  readonly runner: Pick<Runner, "encode" | "submit" | "discard" | "read" | "maxLogitsTokens">;
   /** Most steps that are submitted before the first of them is read; 1: none ahead. */
   readonly maxSteps: number;
   /** Says what the device runs. */

@@ -4,7 +4,7 @@ import type { EngineRequest } from "./engine_types.ts";
 import { Generation } from "./generation.ts";
 import { resolveParameters } from "./parameters.ts";
 import type { Completion, SamplingOptions } from "./request.ts";
-import type { PreparedStep, StepResult, SubmittedStep } from "./runner.ts";
+import type { EncodedStep, StepResult } from "./runner.ts";
 import type { ScheduledStep } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
 
@@ -19,21 +19,27 @@ class CountingRunner {
   readonly runs: number[] = [];
   failure: Error | undefined;
   onStep: () => void = () => {};
+  readonly #encoded: number[][] = [];
   readonly #drawn = new Map<Sequence, number[]>();
 
-  prepare(step: ScheduledStep): PreparedStep {
+  encode(step: ScheduledStep): EncodedStep {
     const drawing = step.scheduled.filter(({ draws }) => draws).map(({ sequence }) => sequence);
     const readLogits = step.task === "score" ? (): Promise<Float32Array<ArrayBuffer>> => logitsOf(step) : undefined;
-    const submitted = { step, drawing, firstSlot: 0, readDetails: undefined, readLogits };
-    return {
-      submit: (): SubmittedStep => {
-        if (step.task === "generate") this.steps.push(step.scheduled.map(({ numTokens }) => numTokens));
-        return submitted;
-      },
-    };
+    if (step.task === "generate") this.#encoded.push(step.scheduled.map(({ numTokens }) => numTokens));
+    return { step, drawing, firstSlot: 0, readDetails: undefined, readLogits };
   }
 
-  async read(steps: readonly SubmittedStep[]): Promise<StepResult[]> {
+  submit(): void {
+    this.steps.push(...this.#encoded.splice(0));
+  }
+
+  discard(): void {
+    this.#encoded.length = 0;
+  }
+
+  async read(steps: readonly EncodedStep[], meanwhile?: () => void): Promise<StepResult[]> {
+    this.submit();
+    meanwhile?.();
     await Promise.resolve();
     if (this.failure) throw this.failure;
     this.runs.push(steps.length);

@@ -4,13 +4,16 @@
  * The first step of the next run is scheduled and encoded while the device works, and submitted as soon as the read is there,
  * before the host looks at what was drawn. What ran past a stop is for the engine to discard.
  *
+ * The steps of a run are submitted in groups, each encoded while the device works on those before; the last goes along with the read.
+ *
  * A run is short where someone would wait for its end: it has one step while a request could be admitted, while a prompt is
  * computed, and where a draw reports more than an id. On a CPU device, where steps are long and
  * compete with the host, nothing is submitted ahead.
  *
  * @module
  */
-import type { PreparedStep, Runner, StepResult, SubmittedStep } from "./runner.ts";
+import { groupSize } from "./group_size.ts";
+import type { EncodedStep, Runner, StepResult } from "./runner.ts";
 import type { Details } from "./sampler.ts";
 import { decodes, type Scheduled } from "./scheduled_step.ts";
 import type { Scheduler } from "./scheduler.ts";
@@ -18,7 +21,7 @@ import type { Scheduler } from "./scheduler.ts";
 /** What steps are made of and where they run. */
 export interface LookAheadOptions {
   readonly scheduler: Pick<Scheduler, "schedule" | "canAdmit">;
-  readonly runner: Pick<Runner, "prepare" | "read">;
+  readonly runner: Pick<Runner, "encode" | "submit" | "discard" | "read">;
   /** Most steps of a run. With 1 nothing is submitted before what runs has been read. */
   readonly maxSteps: number;
   /** What is to be reported of a sequence's tokens. */
@@ -31,10 +34,17 @@ const RUN_MS = 12;
 /** Submits steps in runs and reads them in order. */
 export class LookAhead {
   readonly #options: LookAheadOptions;
-  #submitted: SubmittedStep[] = [];
-  /** The run's last step, where another may follow it before it is read. */
+  /** The steps of the run. */
+  #steps: EncodedStep[] = [];
+  /** How many of them were submitted, and when the first was. */
+  #submitted = 0;
+  #submittedAt = 0;
+  /** Whether another step may follow the last one before it is read. */
   #mayFollow = true;
+  /** What a step of the last run took, from submitting the first to reading the last. */
   #stepMs = RUN_MS;
+  /** What encoding the last step took, scheduling among it. */
+  #encodeMs = RUN_MS;
   #schedulingMs = 0;
 
   /** Nothing is submitted yet. */
@@ -44,7 +54,7 @@ export class LookAhead {
 
   /** Whether steps are under way. */
   get isBusy(): boolean {
-    return this.#submitted.length > 0;
+    return this.#steps.length > 0;
   }
 
   /** Milliseconds that scheduling took so far. */
@@ -54,56 +64,65 @@ export class LookAhead {
 
   /** Submits a run, waits for it, and says what it drew; nothing where there is nothing to compute. */
   async advance(): Promise<StepResult[]> {
-    const start = performance.now();
-    this.#submitRun();
-    const steps = this.#submitted;
+    const { runner, maxSteps } = this.#options;
+    this.#encodeRun();
+    const steps = this.#steps;
     if (steps.length === 0) return [];
-    const next = this.#options.maxSteps > 1 ? this.#prepare(true) : undefined;
-    const results = await this.#options.runner.read(steps);
-    this.#stepMs = (performance.now() - start) / steps.length;
-    this.#submitted = [];
-    if (next) this.#submit(next);
+    if (this.#submitted === 0) this.#submittedAt = performance.now();
+    this.#steps = [];
+    const results = await runner.read(steps, maxSteps > 1 ? () => void this.#encodeStep() : undefined);
+    const end = performance.now();
+    this.#stepMs = (end - this.#submittedAt) / steps.length;
+    this.#submitted = 0;
+    this.#submit();
     return results;
   }
 
   /** Forgets what is under way: it failed. */
   reset(): void {
-    this.#submitted = [];
+    this.#options.runner.discard();
+    this.#steps = [];
+    this.#submitted = 0;
     this.#mayFollow = true;
   }
 
-  #submitRun(): void {
+  /** Encodes the steps of a run, and submits all but the last group. */
+  #encodeRun(): void {
     const { maxSteps } = this.#options;
     const length = Math.max(1, Math.min(maxSteps, Math.round(RUN_MS / this.#stepMs)));
-    while (this.#submitted.length === 0 || (this.#submitted.length < length && this.#mayFollow)) {
-      const next = this.#prepare(false);
-      if (!next) return;
-      this.#submit(next);
+    let full = this.#submitted + this.#groupSize;
+    while (this.#steps.length === 0 || (this.#steps.length < length && this.#mayFollow)) {
+      if (this.#steps.length === full) {
+        this.#submit();
+        full += this.#groupSize;
+      }
+      if (!this.#encodeStep()) return;
     }
   }
 
-  #submit({ prepared, followed }: Next): void {
-    this.#submitted.push(prepared.submit());
-    this.#mayFollow = followed;
+  get #groupSize(): number {
+    const elapsedMs = performance.now() - this.#submittedAt;
+    return groupSize({ submitted: this.#submitted, elapsedMs, stepMs: this.#stepMs, encodeMs: this.#encodeMs });
   }
 
-  /** Schedules and builds the next step. */
-  #prepare(ahead: boolean): Next | undefined {
+  #submit(): void {
+    this.#options.runner.submit();
+    if (this.#submitted === 0) this.#submittedAt = performance.now();
+    this.#submitted = this.#steps.length;
+  }
+
+  /** Schedules and encodes the next step. Returns whether there is one. */
+  #encodeStep(): boolean {
     const { scheduler, runner, detailsOf } = this.#options, start = performance.now();
     const step = scheduler.schedule();
     this.#schedulingMs += performance.now() - start;
-    if (!step) return undefined;
+    if (!step) return false;
     const details = strongest(step.scheduled.filter(({ draws }) => draws).map(detailsOf));
-    const followed = decodes(step) && details === "none" && !scheduler.canAdmit;
-    return { prepared: runner.prepare(step, details, ahead), followed };
+    this.#mayFollow = decodes(step) && details === "none" && !scheduler.canAdmit;
+    this.#steps.push(runner.encode(step, details));
+    this.#encodeMs = performance.now() - start;
+    return true;
   }
-}
-
-/** A step to submit. */
-interface Next {
-  readonly prepared: PreparedStep;
-  /** Whether another may be submitted before it is read. */
-  readonly followed: boolean;
 }
 
 function strongest(details: readonly Details[]): Details {

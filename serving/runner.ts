@@ -7,7 +7,6 @@
  *
  * @module
  */
-import { copyBlocks } from "../kernels/copy_blocks.ts";
 import { keepTokens, tokenIds } from "../kernels/token_slots.ts";
 import { batchInputs, type BatchLimits } from "../model/batch.ts";
 import type { DecoderConfig } from "../model/config.ts";
@@ -15,12 +14,13 @@ import { forward, type Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Device } from "../tensor/device.ts";
-import { Sym } from "../tensor/dim.ts";
-import { buffer, input, type Node } from "../tensor/node.ts";
+import { buffer, type Node } from "../tensor/node.ts";
 import { compile, type Program, type RunValues } from "../tensor/program.ts";
+import type { ReadOptions } from "../tensor/readback.ts";
 import type { Storage } from "../tensor/storage.ts";
+import { Submission } from "../tensor/submission.ts";
 import { BatchBuilder } from "./batch.ts";
-import type { BlockCopy } from "./block_manager.ts";
+import { BlockCopier } from "./block_copier.ts";
 import { blockBuckets, sequenceBuckets, tokenBuckets } from "./buckets.ts";
 import {
   describeSampler,
@@ -42,24 +42,15 @@ export type { Sampled } from "./sampler.ts";
 /** Most bytes of one piece of logits: a piece is held on the device and once more on the host. */
 const LOGITS_BYTES = 64 * 2 ** 20;
 
-/** Most blocks that one run of the copying program copies. */
-const COPIES = 64;
-
-/** A step that is made and not submitted. No other may be made before it is. */
-export interface PreparedStep {
-  /** Hands it to the device. Returns at once. */
-  submit(): SubmittedStep;
-}
-
 /** A step on its way. */
-export interface SubmittedStep {
+export interface EncodedStep {
   readonly step: ScheduledStep;
   /** The sequences that draw in it, in the order of the draws. */
   readonly drawing: readonly Sequence[];
   /** Slot of the first draw. */
   readonly firstSlot: number;
   /** Reads the details of its draws, where it was asked for them, until another step is submitted. */
-  readonly readDetails: (() => Promise<Sampled[]>) | undefined;
+  readonly readDetails: ((options?: ReadOptions) => Promise<Sampled[]>) | undefined;
   /** Reads the logits of a step that scores, until another one is submitted. */
   readonly readLogits: (() => Promise<Float32Array<ArrayBuffer>>) | undefined;
 }
@@ -116,7 +107,11 @@ export class Runner {
   readonly #slots: TokenSlots;
   /** The tokens in the slots. */
   readonly #drawn: Storage;
-  #copier: Program | undefined;
+  readonly #copier: BlockCopier;
+  /** Steps that are encoded and not submitted. */
+  readonly #submission: Submission;
+  /** Encodes what a step like the last one runs, where such a one is likely to follow. */
+  #encodeAlike: (() => void) | undefined;
 
   /** A runner that has compiled nothing yet. */
   constructor(model: RunnerModel) {
@@ -124,6 +119,8 @@ export class Runner {
     this.#tokenBuckets = tokenBuckets(model.maxNumBatchedTokens, model.device.caps.cpu);
     this.#slots = new TokenSlots(model.maxNumSeqs, model.maxSteps);
     this.#drawn = model.device.storage("i32", [this.#slots.size], "drawn tokens");
+    this.#copier = new BlockCopier(model.device, model.cache);
+    this.#submission = new Submission(model.device);
   }
 
   /** Most tokens of a step. */
@@ -139,67 +136,76 @@ export class Runner {
   }
 
   /**
-   * Makes a step: it computes the scheduled tokens, and draws the next token of each sequence that draws, or gives the logits of
-   * all tokens where the step scores. Every token in flight has to be drawn by a step that was submitted before.
+   * Encodes a step behind those before it, and uploads its values. It computes the scheduled tokens, and draws the next token of each
+   * sequence that draws, or gives the logits of all tokens where the step scores. Every token in flight has to be drawn by a step
+   * that was encoded before.
    *
    * @param details What is reported of each token. More than its id can be read of the step submitted last alone.
-   * @param ahead Whether its commands are encoded now: while the device works on other steps that costs no time.
    */
-  prepare(step: ScheduledStep, details: Details = "none", ahead = false): PreparedStep {
-    return step.task === "score" ? this.#prepareScore(step) : this.#prepareDraws(step, details, ahead);
+  encode(step: ScheduledStep, details: Details = "none"): EncodedStep {
+    return step.task === "score" ? this.#encodeScore(step) : this.#encodeDraws(step, details);
   }
 
-  #prepareDraws(step: ScheduledStep, details: Details, ahead: boolean): PreparedStep {
+  #encodeDraws(step: ScheduledStep, details: Details): EncodedStep {
     const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details, this.#slots);
     const limits = this.#limits(step), captured = this.#capture(limits, sampler), { program, builder } = captured;
-    const drawing = scheduled.filter(({ draws }) => draws);
+    const drawing = scheduled.filter(({ draws }) => draws).map(({ sequence }) => sequence);
     const firstSlot = this.#slots.take(scheduled);
     const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slots: this.#slots });
-    if (ahead) program.encodeAhead(sizes);
+    this.#copier.copy(step.copies, this.#submission);
+    program.run({ inputs: { ...inputs, ...rowInputs }, sizes }, this.#submission);
+    // Whatever fails here fails the next step too.
+    if (captured.short && ++captured.steps === JOINED_AFTER) program.join().catch(() => {});
+    // A step of decoding, and a whole chunk of a prompt, are mostly followed by one like it.
+    const alike = sizes.rows === sizes.tokens || sizes.tokens === limits.maxTokens;
+    this.#encodeAlike = alike ? () => program.encodeAhead(sizes) : undefined;
     const { vocabSize } = this.#model.config;
-    const submit = (): SubmittedStep => {
-      this.#copy(step.copies);
-      program.run({ inputs: { ...inputs, ...rowInputs }, sizes });
-      // Whatever fails here fails the next step too.
-      if (captured.short && ++captured.steps === JOINED_AFTER) program.join().catch(() => {});
-      // A step of decoding, and a whole chunk of a prompt, are mostly followed by one like it, which is encoded while the device
-      // works on this one.
-      if (sizes.rows === sizes.tokens || sizes.tokens === limits.maxTokens) program.encodeAhead(sizes);
-      return {
-        step,
-        drawing: drawing.map(({ sequence }) => sequence),
-        firstSlot,
-        readDetails: details === "none" || drawing.length === 0
-          ? undefined
-          : async () => readDetails(await program.read(1, sizes), details, vocabSize),
-        readLogits: undefined,
-      };
+    const readsDetails = details !== "none" && drawing.length > 0;
+    return {
+      step,
+      drawing,
+      firstSlot,
+      readDetails: readsDetails
+        ? async (options) => readDetails(await program.read(1, sizes, options), details, vocabSize)
+        : undefined,
+      readLogits: undefined,
     };
-    return { submit };
   }
 
-  #prepareScore(step: ScheduledStep): PreparedStep {
+  #encodeScore(step: ScheduledStep): EncodedStep {
     const limits = this.#limits(step), maxLogitRows = Math.min(limits.maxTokens, this.maxLogitsTokens);
     const { program, builder } = this.#capture({ ...limits, maxLogitRows }, "logits");
     const { inputs, sizes } = builder.build(step.scheduled, { rows: "all" });
+    this.#copier.copy(step.copies, this.#submission);
+    program.run({ inputs, sizes }, this.#submission);
+    this.#encodeAlike = undefined;
     const readLogits = async (): Promise<Float32Array<ArrayBuffer>> =>
       await program.read(0, sizes) as Float32Array<ArrayBuffer>;
-    const submit = (): SubmittedStep => {
-      this.#copy(step.copies);
-      program.run({ inputs, sizes });
-      return { step, drawing: [], firstSlot: 0, readDetails: undefined, readLogits };
-    };
-    return { submit };
+    return { step, drawing: [], firstSlot: 0, readDetails: undefined, readLogits };
+  }
+
+  /** Submits the steps that have been encoded and not been submitted, all at once. Returns at once. */
+  submit(): void {
+    this.#submission.flush();
+  }
+
+  /** Drops the steps that have been encoded and not been submitted. */
+  discard(): void {
+    this.#submission.discard();
   }
 
   /**
-   * Waits for steps and reads what they drew.
+   * Submits what has been encoded, waits for steps and reads what they drew.
    *
-   * @param steps Submitted one after another, and all that was submitted.
+   * @param steps Encoded one after another, and all that was.
+   * @param meanwhile Called while the device works: a step that it encodes stays to be submitted after the read. Unless given, what a
+   * step like the last one runs is encoded.
    */
-  async read(steps: readonly SubmittedStep[]): Promise<StepResult[]> {
-    const details = await steps.at(-1)?.readDetails?.();
-    const tokens = details && steps.length === 1 ? [] : await this.#readTokens(steps);
+  async read(steps: readonly EncodedStep[], meanwhile?: () => void): Promise<StepResult[]> {
+    // The first of its reads takes these along.
+    const along: ReadOptions[] = [{ behind: this.#submission, meanwhile: meanwhile ?? this.#encodeAlike }];
+    const details = await steps.at(-1)?.readDetails?.(along.pop());
+    const tokens = details && steps.length === 1 ? [] : await this.#readTokens(steps, along);
     const results: StepResult[] = [];
     for (const [i, { step, drawing, readLogits }] of steps.entries()) {
       const sampled = details && i === steps.length - 1 ? details : tokens[i]!;
@@ -210,7 +216,7 @@ export class Runner {
   }
 
   /** Of each step what it drew, by its slots. */
-  async #readTokens(steps: readonly SubmittedStep[]): Promise<Sampled[][]> {
+  async #readTokens(steps: readonly EncodedStep[], along: ReadOptions[]): Promise<Sampled[][]> {
     const read: Sampled[][] = [];
     while (read.length < steps.length) {
       const first = read.length, start = steps[first]!.firstSlot;
@@ -219,7 +225,11 @@ export class Runner {
       while (next < steps.length && steps[next]!.firstSlot === end) end += steps[next++]!.drawing.length;
       // A step that draws nothing is waited for all the same, so that aborting takes effect within a step: by reading a slot,
       // since waiting for the queue alone costs 11 ms.
-      const values = await this.#readSlots(Math.min(start, this.#slots.size - 1), Math.max(1, end - start));
+      const values = await this.#readSlots(
+        Math.min(start, this.#slots.size - 1),
+        Math.max(1, end - start),
+        along.pop(),
+      );
       for (const { drawing, firstSlot } of steps.slice(first, next)) {
         read.push(drawing.map((_, row) => ({ token: values[firstSlot - start + row]! })));
       }
@@ -243,7 +253,7 @@ export class Runner {
       told(done, wanted.length);
       this.#capture(limits, sampler);
     }
-    this.#copyProgram();
+    this.#copier.compile();
     await this.join();
     told(wanted.length, wanted.length);
   }
@@ -290,17 +300,18 @@ export class Runner {
     return [...this.#captured].map(([label, { program }]) => `${label}\n${program.explain()}`).join("\n\n");
   }
 
-  /** Frees the programs and the slots. Weights and cache stay. */
+  /** Frees the programs and the slots; what was not submitted is dropped. Weights and cache stay. */
   dispose(): void {
+    this.#submission.dispose();
     this.#captured.forEach(({ program }) => program.dispose());
     this.#captured.clear();
-    this.#copier?.dispose();
+    this.#copier.dispose();
     this.#drawn.release();
   }
 
-  #readSlots(start: number, count: number): ReturnType<Device["read"]> {
+  #readSlots(start: number, count: number, options?: ReadOptions): ReturnType<Device["read"]> {
     const { device } = this.#model, { buffer, offset } = device.resident(this.#drawn);
-    return device.read(buffer, "i32", count, offset + 4 * start);
+    return device.read(buffer, "i32", count, offset + 4 * start, options);
   }
 
   #limits(step: ScheduledStep): BatchLimits {
@@ -366,22 +377,5 @@ export class Runner {
     const { token, details } = samplerNodes(logits, sampler, slots);
     const kept = keepTokens(slots, token, batch.slots);
     return details ? [kept, details] : [kept];
-  }
-
-  #copy(copies: readonly BlockCopy[]): void {
-    for (let first = 0; first < copies.length; first += COPIES) {
-      const some = copies.slice(first, first + COPIES);
-      const pairs = some.flatMap(({ from, to }) => [from, to]);
-      this.#copyProgram().run({ inputs: { pairs }, sizes: { copies: some.length } });
-    }
-  }
-
-  /** Copies blocks in the pools of all layers. */
-  #copyProgram(): Program {
-    const { device, cache } = this.#model, { blockSize } = cache.options;
-    return this.#copier ??= compile(device, () => {
-      const pairs = input("pairs", "i32", [new Sym("copies", COPIES), 2]);
-      return [...cache.keys, ...cache.values].map((pool) => copyBlocks(buffer(pool), pairs, { blockSize }));
-    }, { label: "copies of blocks" });
   }
 }

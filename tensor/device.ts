@@ -11,7 +11,7 @@ import { elementCount, type Shape } from "./dim.ts";
 import { type DType, float16Bits, float16Value, type HostArray } from "./dtype.ts";
 import type { Caps } from "./kernel.ts";
 import { DeviceLostError, OutOfMemoryError } from "./device_errors.ts";
-import { Readback } from "./readback.ts";
+import { Readback, type ReadOptions } from "./readback.ts";
 import { type Resident, Storage } from "./storage.ts";
 
 export type { Feature } from "./adapter.ts";
@@ -197,9 +197,15 @@ export class Device {
   }
 
   /** Reads elements of a buffer as its dtype's host array. */
-  async read(buffer: GPUBuffer, dtype: DType, count: number, offset = 0): Promise<HostArray> {
+  async read(
+    buffer: GPUBuffer,
+    dtype: DType,
+    count: number,
+    offset = 0,
+    options: ReadOptions = {},
+  ): Promise<HostArray> {
     const half = dtype === "f16" && this.caps.f16;
-    const bytes = await this.orFailure(this.readback.read(buffer, offset, count * (half ? 2 : 4)));
+    const bytes = await this.orFailure(this.readback.read(buffer, offset, count * (half ? 2 : 4), options));
     if (half) return Float32Array.from(new Uint16Array(bytes.buffer, bytes.byteOffset, count), float16Value);
     if (dtype === "f32" || dtype === "f16") return new Float32Array(bytes.buffer, bytes.byteOffset, count);
     if (dtype === "i32") return new Int32Array(bytes.buffer, bytes.byteOffset, count);

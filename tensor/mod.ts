@@ -41,9 +41,10 @@ export {
 } from "./node.ts";
 export type { DispatchInfo } from "./compiler.ts";
 export { compile, type CompileOptions, Program, type RunValues } from "./program.ts";
-export { type AllocateBuffer, Readback } from "./readback.ts";
+export { type AllocateBuffer, Readback, type ReadOptions } from "./readback.ts";
 export { type Rule, RULES } from "./rules.ts";
 export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp, type ScalarOpName } from "./scalar.ts";
 export { Slabs } from "./slab.ts";
 export { type Resident, Storage } from "./storage.ts";
+export { Submission } from "./submission.ts";
 export * from "./tensor.ts";

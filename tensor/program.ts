@@ -1,6 +1,6 @@
 /**
  * A program: a graph captured once, and a flat list of dispatches replayed many times. A run uploads everything that
- * changes in one write, encodes one pass and submits it once.
+ * changes in one write, encodes one pass and submits it once, alone or with others.
  *
  * @module
  */
@@ -14,7 +14,9 @@ import { JOINED_LANES } from "./join.ts";
 import type { Resolver } from "./kernel.ts";
 import { base } from "./lower.ts";
 import { type Node, stateOf } from "./node.ts";
+import type { ReadOptions } from "./readback.ts";
 import { type Rule, RULES } from "./rules.ts";
+import { Submission } from "./submission.ts";
 
 /** Values of one run. */
 export interface RunValues {
@@ -54,6 +56,8 @@ export class Program {
   #sizes: Uint32Array<ArrayBuffer>;
   #inputs: Map<string, InputSlot>;
   #ahead: { readonly sizes: Sizes; readonly commands: GPUCommandBuffer } | undefined;
+  /** What the last run was given to, if it was not submitted alone. */
+  #submission: Submission | undefined;
 
   /** Use {@linkcode compile}. */
   constructor(readonly device: Device, outputs: readonly Node[], options: CompileOptions) {
@@ -84,14 +88,18 @@ export class Program {
 
   /**
    * Uploads the run's values and submits its dispatches in one pass. Returns at once; results are there for the next
-   * submission and for {@linkcode Program.read}.
+   * submission and for {@linkcode Program.read}. Runs of a program are submitted in their order.
+   *
+   * @param submission Where the run waits to be submitted with others, if it is not to be submitted alone.
    */
-  run(values: RunValues = {}): void {
-    this.#prepare(values);
+  run(values: RunValues = {}, submission?: Submission): void {
+    const within = submission ?? new Submission(this.device), from = this.#upload(values, within);
     const { sizes = {} } = values, ahead = this.#ahead;
     this.#ahead = undefined;
-    const commands = ahead && this.#sameSizes(ahead.sizes, sizes) ? ahead.commands : this.#commands(sizes);
-    this.device.gpu.queue.submit([commands]);
+    const encoded = ahead && !from && this.#sameSizes(ahead.sizes, sizes);
+    within.add(encoded ? ahead.commands : this.#commands(sizes, from), () => this.#check());
+    this.#submission = submission;
+    if (!submission) within.flush();
   }
 
   /**
@@ -154,8 +162,10 @@ export class Program {
     return [...this.#compiler.sizeSlots.keys()].every((name) => a[name] === b[name]);
   }
 
-  #commands(sizes: Sizes): GPUCommandBuffer {
-    const encoder = this.device.gpu.createCommandEncoder();
+  /** @param from Where the values have to be copied from. */
+  #commands(sizes: Sizes, from?: GPUBuffer): GPUCommandBuffer {
+    const encoder = this.device.gpu.createCommandEncoder(), { upload, host } = this.#compiler;
+    if (from) encoder.copyBufferToBuffer(from, 0, upload.buffer, 0, host.byteLength);
     const pass = encoder.beginComputePass();
     this.#encode(pass, sizes);
     pass.end();
@@ -170,7 +180,8 @@ export class Program {
     }
   }
 
-  #prepare(values: RunValues): void {
+  /** Uploads sizes and values of a run. Returns where its commands have to copy them from; undefined where they are in place. */
+  #upload(values: RunValues, within: Submission): GPUBuffer | undefined {
     this.#check();
     const sizes = values.sizes ?? {};
     for (const [name, slot] of this.#compiler.sizeSlots) this.#sizes[slot] = sizes[name] ?? 0;
@@ -180,7 +191,10 @@ export class Program {
     for (const name of Object.keys(values.inputs ?? {})) {
       if (!this.#inputs.has(name)) throw new Error(`Cannot run: the program has no input "${name}"`);
     }
-    this.device.gpu.queue.writeBuffer(this.#compiler.upload.buffer, 0, this.#compiler.host);
+    const { upload, host } = this.#compiler, before = this.#submission;
+    // The values of a run that waits elsewhere are where this one's are to be.
+    if (before !== within && before?.holds(upload.buffer)) before.flush();
+    return within.upload(upload.buffer, host);
   }
 
   #fill({ node, view }: InputSlot, values: ArrayLike<number> | undefined): void {
@@ -206,18 +220,23 @@ export class Program {
     }
   }
 
-  /** Reads output `index` of the last run; `sizes` gives the extent of a symbolic one. */
-  async read(index: number, sizes: Sizes = {}): Promise<HostArray> {
+  /**
+   * Reads output `index` of the last run that was submitted; `sizes` gives the extent of a symbolic one.
+   *
+   * @param options What it is submitted with, and what is done while it waits.
+   */
+  async read(index: number, sizes: Sizes = {}, options: ReadOptions = {}): Promise<HostArray> {
     const node = this.#compiler.outputs[index];
     if (!node) throw new Error(`Cannot read output ${index}: the program has ${this.#compiler.outputs.length}`);
     const owner = base(node), place = this.#compiler.place(owner);
-    return await this.device.read(place.buffer, node.dtype, elementCount(node.shape, sizes), place.offset);
+    return await this.device.read(place.buffer, node.dtype, elementCount(node.shape, sizes), place.offset, options);
   }
 
   /** GPU microseconds of each dispatch of one run, by timestamps: a pass a dispatch, so the sum exceeds a run's time. */
   async profile(values: RunValues = {}): Promise<number[]> {
     if (!this.device.caps.timestamps) throw new Error("Cannot profile: the device has no timestamps");
-    this.#prepare(values);
+    const alone = new Submission(this.device);
+    this.#upload(values, alone);
     const { gpu } = this.device,
       count = this.#dispatches.length * 2,
       resolve: Resolver = (dim) => resolveDim(dim, values.sizes ?? {});
@@ -238,7 +257,8 @@ export class Program {
       pass.end();
     });
     encoder.resolveQuerySet(querySet, 0, count, resolved.buffer, 0);
-    gpu.queue.submit([encoder.finish()]);
+    alone.add(encoder.finish());
+    alone.flush();
     const bytes = await this.device.orFailure(this.device.readback.read(resolved.buffer, 0, count * 8));
     const ticks = new BigUint64Array(bytes.slice().buffer);
     querySet.destroy();

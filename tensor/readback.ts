@@ -6,6 +6,7 @@
  *
  * @module
  */
+import type { Submission } from "./submission.ts";
 
 const GUARD_BYTES = 16;
 
@@ -15,6 +16,14 @@ export type AllocateBuffer = (
   usage: GPUBufferUsageFlags,
   what: string,
 ) => { readonly buffer: GPUBuffer; readonly bytes: number; release(): void };
+
+/** What happens along with a read. */
+export interface ReadOptions {
+  /** Runs that it is submitted with, behind them: a submission less. */
+  readonly behind?: Submission | undefined;
+  /** Called once all is submitted: the wait itself lets nothing else happen. */
+  readonly meanwhile?: (() => void) | undefined;
+}
 
 /** Reads ranges of buffers to the host. */
 export class Readback {
@@ -53,14 +62,23 @@ export class Readback {
   }
 
   /** Copies `bytes` from `source` and returns them. Calls are served in order. */
-  read(source: GPUBuffer, offset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
-    const result = this.#queue.then(() => this.#read(source, offset, bytes));
+  read(source: GPUBuffer, offset: number, bytes: number, options: ReadOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
+    const result = this.#queue.then(() => this.#read(source, offset, bytes, options));
     this.#queue = result.catch(() => {});
     return result;
   }
 
-  async #read(source: GPUBuffer, offset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
-    if (bytes === 0) return new Uint8Array(0);
+  async #read(
+    source: GPUBuffer,
+    offset: number,
+    bytes: number,
+    { behind, meanwhile }: ReadOptions,
+  ): Promise<Uint8Array<ArrayBuffer>> {
+    if (bytes === 0) {
+      behind?.flush();
+      meanwhile?.();
+      return new Uint8Array(0);
+    }
     const size = Math.ceil(bytes / 4) * 4;
     await this.#reserve(size);
     const staging = this.#staging!.buffer, guard = this.#guard!.buffer, ticket = this.#ticket++ >>> 0;
@@ -69,7 +87,11 @@ export class Readback {
     encoder.copyBufferToBuffer(source, offset, staging, GUARD_BYTES, size);
     encoder.copyBufferToBuffer(guard, 0, staging, 0, 4);
     if (this.health) encoder.copyBufferToBuffer(this.health, 0, staging, 4, 4);
-    this.gpu.queue.submit([encoder.finish()]);
+    if (behind) {
+      behind.add(encoder.finish());
+      behind.flush();
+    } else this.gpu.queue.submit([encoder.finish()]);
+    meanwhile?.();
     const range = GUARD_BYTES + size;
     if (this.#fast) {
       const mapped = staging.mapAsync(GPUMapMode.READ, 0, range);

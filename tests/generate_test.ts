@@ -190,8 +190,8 @@ Deno.test("five sequences, some in prefill and some in decode, have the logits t
   let steps = 0;
   const compute = async (scheduled: readonly Scheduled[]): Promise<Float32Array> => {
     const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
-    const submitted = runner.prepare({ number: ++steps, task: "score", scheduled, numTokens, copies: [] }).submit();
-    const [result] = await runner.read([submitted]);
+    const encoded = runner.encode({ number: ++steps, task: "score", scheduled, numTokens, copies: [] });
+    const [result] = await runner.read([encoded]);
     return result!.logits!;
   };
   // Tokens computed before the common step, and in it.

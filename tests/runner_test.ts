@@ -9,7 +9,7 @@ import type { Source } from "../model/source.ts";
 import type { EngineOutput } from "../serving/engine_types.ts";
 import { loadEngine, makeEngine } from "../serving/load_engine.ts";
 import type { LoadProgress } from "../serving/model.ts";
-import { Runner, type SubmittedStep } from "../serving/runner.ts";
+import { type EncodedStep, Runner } from "../serving/runner.ts";
 import type { Scheduled } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
 import { Device, openDevice } from "../tensor/device.ts";
@@ -91,7 +91,7 @@ async function decode(parts: Parts, count: number, ahead: number): Promise<numbe
   sequences.forEach(({ blockTable }, i) => blockTable.push(...[0, 1, 2].map((block) => 3 * i + block)));
   let number = 0;
   while (number < count) {
-    const steps: SubmittedStep[] = [];
+    const steps: EncodedStep[] = [];
     while (steps.length < ahead) {
       const scheduled = sequences.map((sequence): Scheduled => {
         const { numComputedTokens: start, length } = sequence, numTokens = length - start;
@@ -100,7 +100,7 @@ async function decode(parts: Parts, count: number, ahead: number): Promise<numbe
       });
       const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
       const step = { number: ++number, task: "generate", scheduled, numTokens, copies: [] } as const;
-      steps.push(runner.prepare(step).submit());
+      steps.push(runner.encode(step));
       for (const sequence of sequences) sequence.numInFlight++;
     }
     for (const { drawn } of await runner.read(steps)) {
@@ -144,8 +144,8 @@ Deno.test("in fast precision a sequence in company has nearly the distributions 
   let steps = 0;
   const score = async (scheduled: readonly Scheduled[]): Promise<Float32Array> => {
     const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
-    const submitted = runner.prepare({ number: ++steps, task: "score", scheduled, numTokens, copies: [] }).submit();
-    return (await runner.read([submitted]))[0]!.logits!;
+    const encoded = runner.encode({ number: ++steps, task: "score", scheduled, numTokens, copies: [] });
+    return (await runner.read([encoded]))[0]!.logits!;
   };
   const items = Array.from({ length: 5 }, (_, s): Scheduled => {
     const length = s === 0 ? 1 : 5 + 3 * s;
