@@ -27,8 +27,8 @@ interface Pending {
  * import { assertEquals } from "@std/assert";
  * import { assign, buffer, compile, input, map, openDevice, Submission } from "@tinyllm/tinyllm/tensor";
  *
- * const device = await openDevice(), sum = device.storage("f32", [1], "sum");
- * using program = compile(device, () => assign(sum, map("add", buffer(sum), input("x", "f32", [1]))));
+ * const device = await openDevice(), sum = buffer(device.storage("f32", [1], "sum"));
+ * using program = compile(device, () => assign(sum, map("add", sum, input("x", "f32", [1]))));
  * using submission = new Submission(device);
  * for (const x of [1, 2, 3]) program.run({ inputs: { x: [x] } }, submission);
  * submission.flush();
