@@ -9,19 +9,29 @@ import type { Int8Product } from "./int8_weight.ts";
 import { smallestMax } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
-/** Stores of an invocation; with `whole`, of a tile whose tokens are all there. */
+/**
+ * Stores of an invocation; with `whole`, of a tile whose tokens are all there. What the spliced store reads (a residual) is read
+ * before anything is written, of all tokens where they are all there.
+ */
 function storeCells(tile: Tile, whole: boolean): string {
-  const { product: { gate, outputs }, threadRows, across } = tile;
+  const { product: { gate, outputs }, threadTokens, threadRows, across, down } = tile;
   const rows = indices(gate ? threadRows / 2 : threadRows), wholeRows = outputs % tileOutputs(tile) === 0;
-  return indices(tile.threadTokens).map((m) => {
-    const each = rows.map((r) => {
-      const value = gate ? `silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2})` : `sum_${m}_${r}`;
-      const output = `row0 + ${r * across}u + tx`, store = `store_y(token * ${outputs}u + ${output}, ${value});`;
-      return wholeRows ? store : `if (${output} < ${outputs}u) { ${store} }`;
-    });
-    const body = each.join("\n");
-    return `{ let token = token0 + ${m * tile.down}u + ty;\n${whole ? body : `if (token < tokens) {\n${body}\n}`}\n}\n`;
-  }).join("");
+  const value = (m: number, r: number): string =>
+    gate ? `silu_gate(sum_${m}_${r}, sum_${m}_${r + threadRows / 2})` : `sum_${m}_${r}`;
+  const output = (r: number): string => `row0 + ${r * across}u + tx`;
+  const cells = indices(threadTokens).map((m) => {
+    const at = (r: number): string => `from_${m} + ${wholeRows ? output(r) : `min(${output(r)}, ${outputs - 1}u)`}`;
+    const write = (r: number): string => `write_y(${at(r)}, cell_${m}_${r});`;
+    return {
+      from: `let token_${m} = token0 + ${m * down}u + ty;
+let from_${m} = token_${m} * ${outputs}u;\n`,
+      finish: rows.map((r) => `let cell_${m}_${r} = finished_y(${at(r)}, ${value(m, r)});`).join("\n") + "\n",
+      write: rows.map((r) => wholeRows ? write(r) : `if (${output(r)} < ${outputs}u) { ${write(r)} }`).join("\n") +
+        "\n",
+    };
+  });
+  if (whole) return (["from", "finish", "write"] as const).flatMap((part) => cells.map((cell) => cell[part])).join("");
+  return cells.map(({ from, finish, write }, m) => `${from}if (token_${m} < tokens) {\n${finish}${write}}\n`).join("");
 }
 
 /**
@@ -68,7 +78,7 @@ ${blocks.map((first) => block(m, first)).join("")}}\n`
   ).join("");
 }
 
-/** A spliced store may read (a residual): without branches between them, those reads overlap. */
+/** Without branches between them, what a spliced store reads overlaps. */
 function stores(tile: Tile, caps: Caps): string {
   if (caps.cpu) return storeCells(tile, false);
   return `if (token0 + ${tile.tokens}u <= tokens) {\n${storeCells(tile, true)}} else {\n${storeCells(tile, false)}}\n`;

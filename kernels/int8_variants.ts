@@ -128,8 +128,9 @@ function joinedForm(caps: Caps, size: Int8Size): RowsForm | undefined {
 
 /** A row of the table of tiles. */
 interface TileRow extends Omit<TileForm, "kind"> {
-  /** Tokens above which the row holds. */
+  /** Tokens above which the row holds, and up to which; all above unless given. */
   readonly above: number;
+  readonly upTo?: number;
   /** Least tiles of 64 x 64. */
   readonly tiles: number;
   /** Whether columns are few (at most 1024) and rows are, too (at most 2048). */
@@ -147,6 +148,7 @@ const tileRows: readonly TileRow[] = [
   { above: 64, tiles: 528, small: false, tokens: 64, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 },
   { above: 0, tiles: 264, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 1 },
   { above: 0, tiles: 100, small: true, tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 2 },
+  { above: 0, upTo: 64, tiles: 100, small: false, tokens: 16, rows: 64, threadTokens: 4, threadRows: 4, slices: 2 },
   { above: 0, tiles: 100, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 2 },
   { above: 0, tiles: 40, small: true, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 2 },
   { above: 0, tiles: 40, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 4 },
@@ -157,7 +159,7 @@ const tileRows: readonly TileRow[] = [
 /** The forms of the table that a device has room for: what benches time. */
 export function tileForms(columns: number, caps: Caps): TileForm[] {
   const forms = tileRows.map((
-    { above: _above, tiles: _tiles, small: _small, ...form },
+    { above: _above, upTo: _upTo, tiles: _tiles, small: _small, ...form },
   ) => ({ ...form, kind: "tile" } as const));
   const distinct = new Map(forms.map((form) => [JSON.stringify(form), form]));
   return [...distinct.values()].filter((form) => tileFits(form, columns, caps));
@@ -174,8 +176,10 @@ function tileFits(form: TileForm, columns: number, caps: Caps): boolean {
 function tileForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm {
   if (caps.cpu) return { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 1 };
   const tiles = Math.ceil(maxTokens / 64) * Math.ceil(rows / 64), small = columns <= 1024 && rows <= 2048;
-  const row = tileRows.find((row) => maxTokens > row.above && tiles >= row.tiles && (small || !row.small))!;
-  const { above: _above, tiles: _tiles, small: _small, ...form } = row;
+  const row = tileRows.find(({ above, upTo = Infinity, ...row }) =>
+    maxTokens > above && maxTokens <= upTo && tiles >= row.tiles && (small || !row.small)
+  )!;
+  const { above: _above, upTo: _upTo, tiles: _tiles, small: _small, ...form } = row;
   let slices = form.slices;
   while (slices > 1 && !tileFits({ ...form, kind: "tile", slices }, columns, caps)) slices /= 2;
   return { ...form, kind: "tile", slices };

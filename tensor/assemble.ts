@@ -116,12 +116,17 @@ function splitRead(name: string, parts: number, perPart: number): string {
   return [...cases, `  return ${name}_${parts - 1}[i - ${(parts - 1) * perPart}u];`].join("\n");
 }
 
+function plainStore(name: string, value: string): string {
+  return `fn finished_${name}(i: u32, value: ${value}) -> ${value} { return value; }\n` +
+    `fn store_${name}(i: u32, value: ${value}) { write_${name}(i, value); }`;
+}
+
 function accessor(tensor: BoundTensor, caps: Caps): string {
   const { port: { name }, type } = tensor;
   const { stored, value } = elementTypes(tensor.port, type.dtype, caps.f16);
   if (tensor.access === "write") {
     const plain = `fn write_${name}(i: u32, value: ${value}) { ${name}_data[i] = ${convert("value", value, stored)}; }`;
-    return `${plain}\n${tensor.store ?? `fn store_${name}(i: u32, value: ${value}) { write_${name}(i, value); }`}`;
+    return `${plain}\n${tensor.store ?? plainStore(name, value)}`;
   }
   const read = (data: string): string => {
     if (!readsWide(tensor, caps)) return convert(data, stored, value);

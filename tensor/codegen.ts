@@ -8,7 +8,7 @@
 import { type Dim, maxOf, type Shape } from "./dim.ts";
 import { wgslValueType } from "./dtype.ts";
 import type { Expr } from "./expr.ts";
-import { type Caps, dimWgsl, type Resolver } from "./kernel.ts";
+import { type Caps, dimWgsl, type Resolver, type TensorType } from "./kernel.ts";
 import { ANCHOR_VALUE, type Lowered, type Phase } from "./lower.ts";
 import type { Node } from "./node.ts";
 import { scalarOp } from "./scalar.ts";
@@ -284,13 +284,21 @@ function printOutput(
   printer.line(`for (var j = ${lanes === 1 ? "0u" : "lane"}; j < ${inner}u; j += ${lanes}u) {\n${body}\n}`);
 }
 
-/** The store function of a kernel's output `port` with a group spliced in: `value` is what the kernel computed. */
-export function generateStore(group: Lowered, shape: Shape, port: string, access: (node: Node) => string): string {
+/** What becomes of a kernel's output `port` before it is stored, with a group spliced in: `value` is what the kernel computed. */
+export function generateFinish(
+  group: Lowered,
+  { shape, dtype }: TensorType,
+  port: string,
+  access: (node: Node) => string,
+): string {
   const printer = new Printer(access);
   const axes = axesOf(group, shape, true);
   const value = wgslValueType(group.anchor!.dtype);
   printer.open(ANCHOR_VALUE, ...axes.map((axis) => axis.name));
   indexLines("i", axes).forEach((line) => printer.line(line));
-  printer.line(`write_${port}(i, ${printer.print(group.body)});`);
-  return `fn store_${port}(i: u32, ${ANCHOR_VALUE}: ${value}) {\n${printer.close()}\n}`;
+  printer.line(`return ${printer.print(group.body)};`);
+  return `fn finished_${port}(i: u32, ${ANCHOR_VALUE}: ${value}) -> ${
+    wgslValueType(dtype)
+  } {\n${printer.close()}\n}\n` +
+    `fn store_${port}(i: u32, value: ${value}) { write_${port}(i, finished_${port}(i, value)); }`;
 }

@@ -13,14 +13,17 @@ export interface Lifetime {
   readonly first: number;
   /** Position of the last dispatch that reads it; Infinity for what outlives the run. */
   readonly last: number;
+  /** Only results of one arena share a buffer; 0 unless given. */
+  readonly arena?: number;
 }
 
 /** Which buffer each result gets. */
 export interface MemoryPlan {
   /** Buffer of each result, by position in the list given. */
   readonly slot: readonly number[];
-  /** Bytes of each buffer. */
+  /** Bytes of each buffer, and its arena. */
   readonly bytes: readonly number[];
+  readonly arenas: readonly number[];
 }
 
 /** Rounds bytes up to a class: 4 classes for each power of two, at least 256 bytes. */
@@ -43,14 +46,19 @@ export function sizeClass(bytes: number): number {
  * ```
  */
 export function planMemory(lifetimes: readonly Lifetime[]): MemoryPlan {
-  const bytes: number[] = [], freeAt: number[] = [], slot: number[] = [];
+  const bytes: number[] = [], arenas: number[] = [], freeAt: number[] = [], slot: number[] = [];
   const order = lifetimes.map((_, i) => i).sort((a, b) => lifetimes[a]!.first - lifetimes[b]!.first);
   for (const i of order) {
-    const { first, last } = lifetimes[i]!, size = sizeClass(lifetimes[i]!.bytes);
-    let chosen = bytes.findIndex((capacity, candidate) => capacity === size && freeAt[candidate]! < first);
-    if (chosen < 0) chosen = bytes.push(size) - 1;
+    const { first, last, arena = 0 } = lifetimes[i]!, size = sizeClass(lifetimes[i]!.bytes);
+    let chosen = bytes.findIndex((capacity, candidate) =>
+      capacity === size && arenas[candidate] === arena && freeAt[candidate]! < first
+    );
+    if (chosen < 0) {
+      chosen = bytes.push(size) - 1;
+      arenas.push(arena);
+    }
     slot[i] = chosen;
     freeAt[chosen] = last;
   }
-  return { slot, bytes };
+  return { slot, bytes, arenas };
 }

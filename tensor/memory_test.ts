@@ -12,15 +12,16 @@ Deno.test("size classes hold their bytes and waste a quarter at most", () => {
 });
 
 const lifetime: fc.Arbitrary<Lifetime> = fc
-  .record({ bytes: fc.nat(3000), first: fc.nat(20), length: fc.nat(6), forever: fc.boolean() })
-  .map(({ bytes, first, length, forever }) => ({ bytes, first, last: forever ? Infinity : first + length }));
+  .record({ bytes: fc.nat(3000), first: fc.nat(20), length: fc.nat(6), forever: fc.boolean(), arena: fc.nat(2) })
+  .map(({ length, forever, ...rest }) => ({ ...rest, last: forever ? Infinity : rest.first + length }));
 
 Deno.test("no two results that live at once share a buffer", () => {
   fc.assert(
     fc.property(fc.array(lifetime, { maxLength: 30 }), (lifetimes) => {
-      const { slot, bytes } = planMemory(lifetimes);
+      const { slot, bytes, arenas } = planMemory(lifetimes);
       lifetimes.forEach((a, i) => {
         assert(bytes[slot[i]!]! >= a.bytes);
+        assertEquals(arenas[slot[i]!], a.arena);
         lifetimes.forEach((b, j) => {
           const together = i !== j && a.first <= b.last && b.first <= a.last;
           assert(!together || slot[i] !== slot[j], `${JSON.stringify([a, b])} share a buffer`);

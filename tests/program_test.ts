@@ -102,6 +102,30 @@ function count<T extends object>(target: T, name: keyof T & string, calls: Recor
   Object.defineProperty(target, name, { value });
 }
 
+deviceTest("on a GPU a dispatch reads no buffer that it writes: products with residuals", async (device) => {
+  const gpu = new Device(device.gpu, device.info, { ...device.caps, cpu: false, int64: false }, Infinity, true);
+  const random = seededRandom(7), layers = [0, 1, 2], size = 12, results: HostArray[] = [];
+  const weight = (layer: number): Weight => {
+    const tensors = [input(`w${layer}`, "f32", [size, size])];
+    return { format: { kind: "dense", dtype: "f32" }, rows: size, columns: size, tensors };
+  };
+  const values = (length: number): Float32Array => Float32Array.from({ length }, () => random.normal());
+  const weights = Object.fromEntries(layers.map((layer) => [`w${layer}`, values(size * size)]));
+  const inputs = { x: values(5 * size), ...weights };
+  for (const on of [device, gpu]) {
+    using program = compile(on, () =>
+      layers.reduce<Node>(
+        (x, layer) => map("add", x, linear(map("tanh", x), weight(layer))),
+        input("x", "f32", [5, size]),
+      ));
+    program.run({ inputs });
+    results.push(await program.read(0));
+    assert(on === device || program.dispatchCount >= 3);
+    for (const { wgsl } of program.dispatches) assertEquals(wgsl.match(/read_write/g)?.length, 1, wgsl);
+  }
+  results[0]!.forEach((value, i) => assert(Math.abs(value - results[1]![i]!) < 1e-4 * Math.max(1, Math.abs(value))));
+});
+
 deviceTest("pipelines are compiled once a device", (device) => {
   const graph = (name: string): Node => map("tanh", add(input(name, "f32", [50]), 3));
   compile(device, () => graph("x")).dispose();
