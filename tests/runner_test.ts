@@ -1,16 +1,18 @@
 /** Programs of the runner: nothing compiles after warm-up, and what company does to a sequence in fast precision. */
 import { assert, assertEquals } from "@std/assert";
+import { seededRandom } from "../kernels/random.ts";
 import { openCheckpoint } from "../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../model/config.ts";
 import { type DecoderWeights, loadDecoder } from "../model/decoder_weights.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import type { Source } from "../model/source.ts";
+import type { BlockCopy } from "../serving/block_manager.ts";
 import type { EngineOutput } from "../serving/engine_types.ts";
 import { loadEngine, makeEngine } from "../serving/load_engine.ts";
 import type { LoadProgress } from "../serving/model.ts";
 import { type EncodedStep, Runner } from "../serving/runner.ts";
-import type { Scheduled } from "../serving/scheduled_step.ts";
+import type { Scheduled, ScheduledStep } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
 import { Device, openDevice } from "../tensor/device.ts";
 
@@ -77,8 +79,19 @@ Deno.test("loading with warm-up compiles what the checkpoint's own way of drawin
   await engine.close(new Error("closed"));
 });
 
-/** What a penalised sequence and a plain one say, where so many steps are submitted before the first of them is read. */
-async function decode(parts: Parts, count: number, ahead: number): Promise<number[][]> {
+/** How steps are handed to the device. */
+interface Handing {
+  /** Steps that are encoded before the first of them is read. */
+  readonly ahead: number;
+  /** Whether those encoded so far are submitted, and not left to go along with later ones. */
+  readonly submits?: () => boolean;
+}
+
+/**
+ * What two penalised sequences and a plain one say. In some steps not all of them have their turn, and before some a block moves: it
+ * is copied, and the copy stands in its place from then on.
+ */
+async function decode(parts: Parts, count: number, { ahead, submits = () => false }: Handing): Promise<number[][]> {
   const limits = { contextLength: 64, maxNumSeqs: 4, maxNumBatchedTokens: 8, maxSteps: ahead };
   const runner = new Runner({ ...parts, precision: "exact", ...limits });
   const penalties = { repetitionPenalty: 1.3, presencePenalty: 0.4, frequencyPenalty: 0.2 };
@@ -89,19 +102,32 @@ async function decode(parts: Parts, count: number, ahead: number): Promise<numbe
     new Sequence([9, 5], { ...penalties, temperature: 0.4, seed: 2, logitBias: bias }),
   ];
   sequences.forEach(({ blockTable }, i) => blockTable.push(...[0, 1, 2].map((block) => 3 * i + block)));
+  const random = seededRandom(11), free = [9, 10, 11, 12, 13, 14, 15];
   let number = 0;
+  const makeStep = (): ScheduledStep => {
+    const turns = sequences.filter((_, i) => number === 0 || i === number % 3 || random.uniform() < 0.7);
+    const scheduled = turns.map((sequence): Scheduled => {
+      const { numComputedTokens: start, length } = sequence, numTokens = length - start;
+      sequence.numComputedTokens = length;
+      return { sequence, start, numTokens, draws: true };
+    });
+    const moved = random.uniform() < 0.4 ? turns.slice(0, 2) : [];
+    const copies = moved.map(({ blockTable }) => {
+      const at = random.integer(0, 2), from = blockTable[at]!, to = free.shift()!;
+      blockTable[at] = to;
+      free.push(from);
+      return { from, to };
+    });
+    const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
+    return { number: ++number, task: "generate", scheduled, numTokens, copies };
+  };
   while (number < count) {
     const steps: EncodedStep[] = [];
     while (steps.length < ahead) {
-      const scheduled = sequences.map((sequence): Scheduled => {
-        const { numComputedTokens: start, length } = sequence, numTokens = length - start;
-        sequence.numComputedTokens = length;
-        return { sequence, start, numTokens, draws: true };
-      });
-      const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
-      const step = { number: ++number, task: "generate", scheduled, numTokens, copies: [] } as const;
+      const step = makeStep();
       steps.push(runner.encode(step));
-      for (const sequence of sequences) sequence.numInFlight++;
+      if (submits()) runner.submit();
+      for (const { sequence } of step.scheduled) sequence.numInFlight++;
     }
     for (const { drawn } of await runner.read(steps)) {
       for (const { sequence, sampled } of drawn) sequence.append(sampled.token);
@@ -111,14 +137,63 @@ async function decode(parts: Parts, count: number, ahead: number): Promise<numbe
   return sequences.map(({ tokens }) => tokens);
 }
 
-Deno.test("penalties count tokens that nobody has read yet", async () => {
+Deno.test("penalties count tokens that nobody has read yet, and steps may be submitted in groups of any size", async () => {
   for (const cpu of [undefined, false] as const) {
-    const parts = await openParts(TINY, 64, 16, cpu);
-    const expected = await decode(parts, 24, 1);
+    const parts = await openParts(TINY, 64, 16, cpu), { device } = parts;
+    const expected = await decode(parts, 24, { ahead: 1 });
     assert(expected.some((tokens) => new Set(tokens).size < tokens.length), "some tokens come again");
-    for (const ahead of [2, 3, 8, 24]) assertEquals(await decode(parts, 24, ahead), expected);
-    parts.device.close();
+    const random = seededRandom(5), before = device.allocated - device.readback.bytes;
+    for (const [ahead, share] of [[2, 1], [3, 0], [8, 0.3], [24, 0.3], [24, 0]] as const) {
+      const submits = (): boolean => random.uniform() < share;
+      assertEquals(await decode(parts, 24, { ahead, submits }), expected, `${ahead} ahead, ${share} submitted`);
+      assertEquals(device.allocated - device.readback.bytes, before);
+    }
+    device.close();
   }
+});
+
+Deno.test("a read goes along with the steps before it, and a step that is encoded meanwhile waits", async () => {
+  const parts = await openParts(TINY, 64, 16), { device } = parts, { queue } = device.gpu;
+  const limits = { contextLength: 64, maxNumSeqs: 1, maxNumBatchedTokens: 8, maxSteps: 8 };
+  const runner = new Runner({ ...parts, precision: "exact", ...limits }), sequence = new Sequence([1, 2]);
+  sequence.blockTable.push(0);
+  let submissions = 0, number = 0;
+  const encode = (copies: readonly BlockCopy[] = []): EncodedStep => {
+    const { numComputedTokens: start, length } = sequence, numTokens = length - start;
+    const scheduled = [{ sequence, start, numTokens, draws: true }];
+    const encoded = runner.encode({ number: ++number, task: "generate", scheduled, numTokens, copies });
+    sequence.numComputedTokens = length;
+    sequence.numInFlight++;
+    return encoded;
+  };
+  await runner.read([encode()]);
+  const submit = queue.submit.bind(queue);
+  queue.submit = (commands) => {
+    submissions++;
+    submit(commands);
+  };
+  const steps = [encode(), encode([{ from: 0, to: 1 }])], next: EncodedStep[] = [];
+  runner.submit();
+  steps.push(encode(), encode());
+  assertEquals(submissions, 1);
+  const results = await runner.read(steps, () => void next.push(encode()));
+  assertEquals([results.map(({ drawn }) => drawn.length), submissions], [[1, 1, 1, 1], 2]);
+  runner.submit();
+  runner.submit();
+  assertEquals(submissions, 3);
+  assertEquals((await runner.read(next)).length, 1);
+  encode();
+  runner.discard();
+  runner.submit();
+  assertEquals(submissions, 4, "the read alone");
+  encode();
+  encode();
+  runner.dispose();
+  runner.submit();
+  await device.readStorage(device.storage("u32", [1], "after"));
+  device.check();
+  assertEquals(submissions, 5);
+  device.close();
 });
 
 /** Mean over the rows of KL(p || q), where p and q are the softmax of logits. */
