@@ -1,8 +1,8 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
  * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone. In
- * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, and to a token each of many sequences by
- * `batch_attention.ts`, which add in another order.
+ * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, to a token each of many sequences by
+ * `batch_attention.ts`, and to both in a step by `mixed_attention.ts`, which add in another order.
  *
  * @module
  */
@@ -14,6 +14,7 @@ import { TILE } from "./attention_layout.ts";
 import { batchAttention } from "./batch_attention.ts";
 import { flashAttentionKernel, flashForm } from "./flash_attention.ts";
 import { decodeAttention, isSplit, mergePartials } from "./decode_attention.ts";
+import { mixedAttention } from "./mixed_attention.ts";
 import { ropeAttentionPartials } from "./rope_attention.ts";
 
 /** Rows that cannot fill a GPU, one workgroup a row and key head. */
@@ -27,6 +28,8 @@ export const attendKernel: Kernel<PagedAttentionParams> = {
     const rows = maxOf(q!.shape[0]!), sequences = maxOf(contextLens!.shape[0]!);
     const capacity = (blockTables!.shape[1] as number) * params.blockSize;
     if (context.caps.cpu) return undefined;
+    const mixed = params.fast && mixedAttention(inputs, params, context.caps);
+    if (mixed) return mixed;
     if (rows > Math.max(FEW_ROWS, 2 * sequences)) {
       const flash = params.fast && flashForm({ inputs }, context.caps);
       return flash ? kernelNode(flashAttentionKernel, inputs, params) : undefined;

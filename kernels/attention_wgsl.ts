@@ -20,9 +20,10 @@ import { repeat } from "./unroll.ts";
 /**
  * WGSL that finds the sequence and rows of the workgroup number `tile`: `sequence`, `first`, `count` rows, and how many keys the first of
  * them sees. Sequence b has tiles from floor(queryStart[b] / queries) + b on, which leaves room for all its rows and
- * can be searched without a table. Behind the last sequence come the rows that are padding: they see no key.
+ * can be searched without a table. Behind the last sequence come the rows that are padding: they see no key. `leave` is the
+ * statement where there is no such tile.
  */
-export function rowsWgsl(queries: number, { rows, sequences }: Sizes, tile: string): string {
+export function rowsWgsl(queries: number, { rows, sequences }: Sizes, tile: string, leave = "return"): string {
   const shift = Math.log2(queries);
   const tileOf = (b: string) =>
     queries === 1 ? `u32(query_start(${b}))` : `(u32(query_start(${b})) >> ${shift}u) + ${b}`;
@@ -44,7 +45,7 @@ export function rowsWgsl(queries: number, { rows, sequences }: Sizes, tile: stri
     context = context_lens(sequence);
   }
   let first = start + (tile - (${tileOf("sequence")})) * ${queries}u;
-  if (first >= end) { return; }
+  if (first >= end) { ${leave}; }
   let count = min(${queries}u, end - first);
   var seen = -${queries};
   if (sequence < sequences) { seen = context - i32(end - first) + 1; }

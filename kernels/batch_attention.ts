@@ -17,13 +17,32 @@
  * @module
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
-import type { Caps, Kernel, KernelCall, RewriteContext, TensorType } from "../tensor/kernel.ts";
+import {
+  type Caps,
+  dimWgsl,
+  type Kernel,
+  type KernelCall,
+  type KernelSource,
+  type RewriteContext,
+  type TensorType,
+} from "../tensor/kernel.ts";
 import { type Node, output, rewrittenKernel } from "../tensor/node.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
-import { batchAttentionBytes, type BatchAttentionForm, batchAttentionWgsl } from "./batch_attention_wgsl.ts";
+import { ownRowWgsl } from "./attention_merge_wgsl.ts";
+import {
+  type Batch,
+  type BatchAttentionForm,
+  batchFits,
+  batchFormOf,
+  batchOf,
+  type BatchShape,
+  leastWorkgroups,
+} from "./batch_attention_form.ts";
+import { batchWgsl } from "./batch_attention_wgsl.ts";
 import { ropeAndWriteKvKernel, type RopeAndWriteKvParams } from "./kv_write.ts";
 import { activationBlock, quantiseActivations } from "./quantise.ts";
-import { rowGrid } from "./row_grid.ts";
+import { turnWgsl } from "./rope_attention.ts";
+import { rowGrid, rowWgsl } from "./row_grid.ts";
 
 /** Parameters of attention of a batch. */
 export interface BatchAttentionParams {
@@ -36,21 +55,61 @@ export interface BatchAttentionParams {
 
 type Call = KernelCall<BatchAttentionParams>;
 
-/** Most query heads of a key head: a lane has sums of eight features for each. */
-const mostLines = 8;
+function shapeOf({ params: { rope, attention }, inputs }: Pick<Call, "params" | "inputs">): BatchShape {
+  const { heads, kvHeads, headDim } = rope, maxBlocks = inputs[8]!.shape[1] as number;
+  return { heads, kvHeads, headDim, maxBlocks, blockSize: attention.blockSize };
+}
 
-/** Workgroups that keep a large GPU busy: with fewer, contexts are better split. */
-const leastWorkgroups = 120;
+/** WGSL that turns the queries, and makes the sequence's new key and value, which the pools get as well. */
+function ownTokenText(slots: number, { heads, kvHeads, headDim, units, lines, lanes }: Batch): string {
+  const vectors = headDim / 4, all = heads + 2 * kvHeads;
+  const at = (head: string): string => `(row * ${all}u + ${head}) * ${vectors}u`;
+  return `let own_slot = slot_mapping(row);
+  let fresh = seen > 0u && own_slot >= 0 && own_slot < ${slots};
+  for (var i = lane; i < ${lines * vectors / 2}u; i += ${lanes}u) {
+    let low = i / ${lines}u;
+    let line = i % ${lines}u;
+    let both = turned(row, ${at(`kv_head * ${lines}u + line`)}, low);
+    queries[low * ${lines}u + line] = both.first;
+    queries[(low + ${vectors / 2}u) * ${lines}u + line] = both.second;
+  }
+  if (fresh && lane < ${units}u) {
+    let key = own_key(row, ${at(`${heads}u + kv_head`)}, lane);
+    let value = own_value(row, ${at(`${heads + kvHeads}u + kv_head`)}, lane);
+    new_key[lane] = key;
+    new_value[lane] = value;
+    let to = (u32(own_slot) * ${kvHeads}u + kv_head) * ${units}u + lane;
+    store_next_keys(to, key);
+    store_next_values(to, value);
+  }`;
+}
 
-/** Workgroups up to which a large GPU runs each on a processor of its own: they are made larger then. */
-const processors = 132;
+/** The shader of a call in a form. */
+export function batchAttentionWgsl(call: Call, form: BatchAttentionForm, caps: Caps): KernelSource {
+  const { params: { attention: { scale }, quantise = false }, inputs } = call;
+  const batch = batchOf(form, shapeOf(call), caps);
+  const source = batchWgsl(batch, {
+    row: `${rowWgsl(dimWgsl(inputs[0]!.shape[0]!))} let sequence = row; ${ownRowWgsl}`,
+    queries: ownTokenText(inputs[4]!.shape[0] as number, batch),
+    ownToken: true,
+    scale,
+    quantise,
+  }, caps);
+  const pool = { width: 4, raw: true } as const;
+  return {
+    ...source,
+    inputs: [
+      ...[{ name: "qkv", width: 4 }, { name: "positions" }, { name: "slot_mapping" }] as const,
+      ...[{ name: "table", width: 4 }, { name: "keys", ...pool }, { name: "values", ...pool }] as const,
+      ...[{ name: "query_start" }, { name: "context_lens" }, { name: "block_tables" }],
+    ],
+    outputs: [...source.outputs, { name: "next_keys", ...pool }, { name: "next_values", ...pool }],
+    declarations: source.declarations + turnWgsl(batch.headDim, inputs[3]!),
+  };
+}
 
-function formOf(
-  { params: { rope: { headDim, kvHeads } }, inputs }: Pick<Call, "params" | "inputs">,
-): BatchAttentionForm {
-  const form = { keysPerLane: headDim > 64 ? 1 : 2, unitsAhead: 2 };
-  const alone = maxOf(inputs[0]!.shape[0]!) * kvHeads <= processors;
-  return alone ? { ...form, lanes: 256, valuesAhead: 4 } : { ...form, lanes: 128, valuesAhead: 8 };
+function formOf(call: Pick<Call, "params" | "inputs">): BatchAttentionForm {
+  return batchFormOf(shapeOf(call), maxOf(call.inputs[0]!.shape[0]!));
 }
 
 /** The calls that this one joins. Inputs: qkv, positions, slotMapping, table, keys, values, queryStart, contextLens, blockTables. */
@@ -109,14 +168,10 @@ export const batchAttentionKernel: Kernel<BatchAttentionParams> = {
 
 /** Whether the shader is made for such a call on a device. */
 function fits(params: BatchAttentionParams, inputs: readonly TensorType[], caps: Caps): boolean {
-  const { heads, kvHeads, headDim, rotaryDim, traditional, eps } = params.rope, lines = heads / kvHeads;
-  if (!caps.subgroups || caps.subgroupSize < 8 || !caps.f16 || lines > mostLines) return false;
-  if (eps !== undefined || traditional || rotaryDim !== headDim || ![32, 64, 128].includes(headDim)) return false;
-  if (inputs[4]!.dtype !== "f16" || inputs[5]!.dtype !== "f16") return false;
-  const form = formOf({ params, inputs });
+  const { headDim, rotaryDim, traditional, eps } = params.rope, call = { params, inputs };
+  if (eps !== undefined || traditional || rotaryDim !== headDim) return false;
   const oneEach = formatShape([inputs[0]!.shape[0]!]) === formatShape([inputs[7]!.shape[0]!]);
-  return oneEach && form.lanes % caps.subgroupSize === 0 && form.lanes <= caps.maxInvocations &&
-    batchAttentionBytes(form, headDim, lines, caps) <= caps.workgroupMemory;
+  return oneEach && batchFits(formOf(call), shapeOf(call), inputs.slice(4, 6), caps);
 }
 
 /**

@@ -1,82 +1,35 @@
 /**
- * The WGSL of `batch_attention.ts`: one key head of one sequence in one workgroup.
+ * The WGSL of `batch_attention.ts` and `mixed_attention.ts`: one key head of one sequence in one workgroup.
  *
  * @module
  */
-import { type Caps, dimWgsl, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
+import type { Caps, KernelSource } from "../tensor/kernel.ts";
 import { LOWEST } from "./attention_layout.ts";
-import { ownRowWgsl } from "./attention_merge_wgsl.ts";
-import type { BatchAttentionParams } from "./batch_attention.ts";
+import type { Batch } from "./batch_attention_form.ts";
 import { blockFunctions, octet, quantiseOctet } from "./quantise_wgsl.ts";
-import { turnWgsl } from "./rope_attention.ts";
-import { rowWgsl } from "./row_grid.ts";
 import { indices, repeat } from "./unroll.ts";
 
-/** How a workgroup's work is laid out. */
-export interface BatchAttentionForm {
-  /** Invocations of a workgroup. */
-  readonly lanes: number;
-  /** Keys of a tile that an invocation scores. */
-  readonly keysPerLane: number;
-  /** Loads of 16 bytes of a key that are on their way together. Divides those of a head. */
-  readonly unitsAhead: number;
-  /** Values that are. Divides those of a tile that an invocation adds up. */
-  readonly valuesAhead: number;
+/** What a kernel has of its own. */
+export interface BatchText {
+  /** Declares `row`, its `sequence` and the keys that are `seen`, the same for a workgroup; leaves where there is no such row. */
+  readonly row: string;
+  /** Puts the key head's queries into `queries`: feature after feature, four in a vector, the heads of each side by side. */
+  readonly queries: string;
+  /** Whether `queries` also declares `fresh`, and where that holds the last key and value are `new_key` and `new_value`. */
+  readonly ownToken: boolean;
+  /** Factor on scores. */
+  readonly scale: number;
+  /** Whether results are stored in codes and scales. */
+  readonly quantise: boolean;
 }
 
-/** A form with what follows from it and the call. */
-interface Batch extends BatchAttentionForm {
-  readonly headDim: number;
-  /** Query heads of the key head. */
-  readonly lines: number;
-  /** Keys of a tile. */
-  readonly tile: number;
-  /** Loads of 16 bytes, eight features, of a key or value: as many neighbouring lanes share a value. */
-  readonly units: number;
-  /** Invocations that take turns at the values of a tile. */
-  readonly slices: number;
-  readonly subgroups: number;
-  /** Slices whose sums are left after those of a subgroup have met. */
-  readonly leftSlices: number;
-  /** Vectors of four weights of a key. */
-  readonly quads: number;
-  /** Vectors of workgroup memory that weights take, and later a head's sums of the slices that are left. */
-  readonly weights: number;
-}
-
-function batchOf(form: BatchAttentionForm, headDim: number, lines: number, caps: Caps): Batch {
-  const { lanes, keysPerLane } = form, units = headDim / 8, slices = lanes / units;
-  const tile = lanes * keysPerLane,
-    quads = Math.ceil(lines / 4),
-    leftSlices = lanes / Math.max(units, caps.subgroupSize);
-  return {
-    ...form,
-    headDim,
-    lines,
-    units,
-    slices,
-    tile,
-    subgroups: lanes / caps.subgroupSize,
-    leftSlices,
-    quads,
-    weights: Math.max(quads * tile, 2 * leftSlices * units),
-  };
-}
-
-/** Bytes of workgroup memory. */
-export function batchAttentionBytes(form: BatchAttentionForm, headDim: number, lines: number, caps: Caps): number {
-  const { tile, weights, subgroups, units } = batchOf(form, headDim, lines, caps);
-  return lines * headDim * 4 + weights * 16 + tile * 4 + lines * Math.ceil(subgroups / 4) * 16 + 2 * units * 16;
-}
-
-function declarations({ lines, headDim, weights, tile, subgroups, units }: Batch): string {
+function declarations({ lines, headDim, weights, tile, subgroups, units }: Batch, ownToken: boolean): string {
   return `
 var<workgroup> queries: array<vec4f, ${lines * headDim / 4}>;
 var<workgroup> weights: array<vec4f, ${weights}>;
 var<workgroup> addresses: array<u32, ${tile}>;
 var<workgroup> across: array<vec4f, ${lines * Math.ceil(subgroups / 4)}>;
-var<workgroup> new_key: array<vec4u, ${units}>;
-var<workgroup> new_value: array<vec4u, ${units}>;
+${ownToken ? `var<workgroup> new_key: array<vec4u, ${units}>; var<workgroup> new_value: array<vec4u, ${units}>;` : ""}
 fn unpack_four(pair: vec2u) -> vec4f { return vec4f(unpack2x16float(pair.x), unpack2x16float(pair.y)); }
 `;
 }
@@ -98,53 +51,23 @@ function overSubgroups(
     ${repeat(lines, (h) => `${name}_${h} = ${indices(subgroups).map((g) => part(h, g)).reduce(join)};\n`)}`;
 }
 
-/** WGSL that turns the queries, and makes the sequence's new key and value, which the pools get as well. */
-function ownTokenText(call: KernelCall<BatchAttentionParams>, batch: Batch): string {
-  const { heads, kvHeads, headDim } = call.params.rope, { units, lines, lanes } = batch;
-  const slots = call.inputs[4]!.shape[0] as number, vectors = headDim / 4, all = heads + 2 * kvHeads;
-  const at = (head: string): string => `(row * ${all}u + ${head}) * ${vectors}u`;
-  return `
-  let own_slot = slot_mapping(row);
-  let fresh = seen > 0u && own_slot >= 0 && own_slot < ${slots};
-  for (var i = lane; i < ${lines * vectors / 2}u; i += ${lanes}u) {
-    let low = i / ${lines}u;
-    let line = i % ${lines}u;
-    let both = turned(row, ${at(`kv_head * ${lines}u + line`)}, low);
-    queries[low * ${lines}u + line] = both.first;
-    queries[(low + ${vectors / 2}u) * ${lines}u + line] = both.second;
-  }
-  if (fresh && lane < ${units}u) {
-    let key = own_key(row, ${at(`${heads}u + kv_head`)}, lane);
-    let value = own_value(row, ${at(`${heads + kvHeads}u + kv_head`)}, lane);
-    new_key[lane] = key;
-    new_value[lane] = value;
-    let to = (u32(own_slot) * ${kvHeads}u + kv_head) * ${units}u + lane;
-    store_next_keys(to, key);
-    store_next_values(to, value);
-  }
-  workgroupBarrier();`;
-}
-
 /** WGSL of where key `k` of a lane's lies in the tile from `first` on: the block's number is loaded by itself, ahead. */
-function blockText(call: KernelCall<BatchAttentionParams>, { lanes, keysPerLane }: Batch, first: string): string {
-  const { blockSize } = call.params.attention, maxBlocks = call.inputs[8]!.shape[1] as number;
+function blockText({ lanes, keysPerLane, blockSize, maxBlocks }: Batch, first: string): string {
   return repeat(
     keysPerLane,
     (k) =>
-      `block_${k} = block_tables(row * ${maxBlocks}u + min((${first} + lane + ${k * lanes}u) >> ${
+      `block_${k} = block_tables(sequence * ${maxBlocks}u + min((${first} + lane + ${k * lanes}u) >> ${
         Math.log2(blockSize)
       }u, ${maxBlocks - 1}u));\n`,
   );
 }
 
 /** WGSL that loads the first units of a lane's keys. */
-function firstKeysText(call: KernelCall<BatchAttentionParams>, batch: Batch, first: string): string {
-  const { lanes, keysPerLane, unitsAhead, units } = batch, { kvHeads } = call.params.rope;
-  const { blockSize } = call.params.attention, shift = Math.log2(blockSize);
+function firstKeysText({ lanes, keysPerLane, unitsAhead, units, kvHeads, blockSize }: Batch, first: string): string {
   return repeat(
     keysPerLane,
     (k) =>
-      `at_${k} = (((u32(max(block_${k}, 0)) << ${shift}u) + ((${first} + lane + ${k * lanes}u) & ${
+      `at_${k} = (((u32(max(block_${k}, 0)) << ${Math.log2(blockSize)}u) + ((${first} + lane + ${k * lanes}u) & ${
         blockSize - 1
       }u)) * ${kvHeads}u + kv_head) * ${units}u;\n` + keyLoads(k, 0, unitsAhead),
   );
@@ -156,7 +79,7 @@ function keyLoads(k: number, unit: number, count: number): string {
 }
 
 /** WGSL of the scores of a lane's keys, `score_<key>_<head>`: while some units are multiplied, the next are on their way. */
-function scoresText(batch: Batch): string {
+function scoresText(batch: Batch, ownToken: boolean): string {
   const { keysPerLane, lines, units, unitsAhead } = batch, keys = indices(keysPerLane), heads = indices(lines);
   const dot = (k: number, h: number, at: string, q: string): string =>
     [..."xyzw"].map((d) => `score_${k}_${h} = fma(${at}_${k}.${d}, ${q}.${d}, score_${k}_${h});`).join(" ");
@@ -187,7 +110,7 @@ function scoresText(batch: Batch): string {
     return `{
       ${take}
       ${more ? keys.map((k) => keyLoads(k, first + unitsAhead, unitsAhead)).join("") : ""}
-      ${own}
+      ${ownToken ? own : ""}
       ${indices(unitsAhead).map((c) => unit(first + c, c)).join("")}
     }
 `;
@@ -247,14 +170,18 @@ function valueLoads({ slices, valuesAhead }: Batch, group: number): string {
 }
 
 /** WGSL that adds up a tile's values: a lane takes eight features of every `slices`-th key. */
-function valuesText(batch: Batch): string {
+function valuesText(batch: Batch, ownToken: boolean): string {
   const { lines, quads, tile, slices, valuesAhead } = batch,
     heads = indices(lines),
     groups = tile / slices / valuesAhead;
   const add = (group: number): string =>
     repeat(valuesAhead, (u) =>
       `{
-        if (fresh && first + j_${group}_${u} == seen - 1u) { value_${group}_${u} = new_value[feature]; }
+        ${
+        ownToken
+          ? `if (fresh && first + j_${group}_${u} == seen - 1u) { value_${group}_${u} = new_value[feature]; }`
+          : ""
+      }
         let low = unpack_four(value_${group}_${u}.xy);
         let high = unpack_four(value_${group}_${u}.zw);
         ${
@@ -315,10 +242,9 @@ function joinText(batch: Batch, caps: Caps): string {
 }
 
 /** WGSL that stores the finished values of the key head's query heads. */
-function storeText(call: KernelCall<BatchAttentionParams>, batch: Batch, caps: Caps): string {
-  const { heads } = call.params.rope, { lines, headDim, lanes } = batch;
+function storeText({ heads, lines, headDim, lanes }: Batch, quantise: boolean, caps: Caps): string {
   const vectors = lines * headDim / 4, octets = lines * headDim / octet, first = `kv_head * ${lines}u`;
-  if (call.params.quantise) {
+  if (quantise) {
     const turn = (from: number): string =>
       `{
     let own = lane + ${from}u;
@@ -334,61 +260,46 @@ function storeText(call: KernelCall<BatchAttentionParams>, batch: Batch, caps: C
   }`;
 }
 
-/** The shader of a call. */
-export function batchAttentionWgsl(
-  call: KernelCall<BatchAttentionParams>,
-  form: BatchAttentionForm,
+/** The shader, but for its inputs and what else it writes. */
+export function batchWgsl(
+  batch: Batch,
+  { row, queries, ownToken, scale, quantise }: BatchText,
   caps: Caps,
-): KernelSource {
-  const { params: { rope, quantise, attention }, inputs } = call, { heads, kvHeads, headDim } = rope;
-  const batch = batchOf(form, headDim, heads / kvHeads, caps), lines = indices(batch.lines);
-  const { keysPerLane, unitsAhead } = batch;
-  const results: Port[] = quantise
-    ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }]
-    : [{ name: "attended", width: 4 }];
+): Omit<KernelSource, "inputs"> & { readonly declarations: string } {
+  const { keysPerLane, unitsAhead, lanes, tile, units } = batch;
   return {
-    inputs: [
-      ...[{ name: "qkv", width: 4 }, { name: "positions" }, { name: "slot_mapping" }, {
-        name: "table",
-        width: 4,
-      }] as const,
-      ...[{ name: "keys", width: 4, raw: true }, { name: "values", width: 4, raw: true }] as const,
-      ...[{ name: "query_start" }, { name: "context_lens" }, { name: "block_tables" }],
-    ],
-    outputs: [...results, { name: "next_keys", width: 4, raw: true }, { name: "next_values", width: 4, raw: true }],
-    workgroupSize: [batch.lanes, 1, 1],
+    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended", width: 4 }],
+    workgroupSize: [lanes, 1, 1],
     subgroups: true,
-    declarations: declarations(batch) + turnWgsl(headDim, inputs[3]!) +
-      (quantise ? blockFunctions(batch.lanes, caps) : ""),
+    declarations: declarations(batch, ownToken) + (quantise ? blockFunctions(lanes, caps) : ""),
     main: `let kv_head = workgroup.x;
-  ${rowWgsl(dimWgsl(inputs[0]!.shape[0]!))}
-  ${ownRowWgsl}
-  let feature = lane % ${batch.units}u;
-  let slice = lane / ${batch.units}u;
+  ${row}
+  let feature = lane % ${units}u;
+  let slice = lane / ${units}u;
   ${repeat(keysPerLane, (k) => `var block_${k}: i32; var at_${k}: u32;\n`)}
   ${repeat(keysPerLane, (k) => indices(unitsAhead).map((c) => `var next_${k}_${c}: vec4u;`).join(" "))}
-  ${blockText(call, batch, "0u")}
-  ${firstKeysText(call, batch, "0u")}
-  ${ownTokenText(call, batch)}
+  ${blockText(batch, "0u")}
+  ${firstKeysText(batch, "0u")}
+  ${queries}
+  workgroupBarrier();
   ${
-      lines.map((h) =>
-        `var greatest_${h} = ${LOWEST}; var total_${h} = 0.0; var low_sum_${h} = vec4f(); var high_sum_${h} = vec4f();`
-      ).join("\n")
+      repeat(batch.lines, (h) =>
+        `var greatest_${h} = ${LOWEST}; var total_${h} = 0.0; var low_sum_${h} = vec4f(); var high_sum_${h} = vec4f();\n`)
     }
-  for (var first = 0u; first < seen; first += ${batch.tile}u) {
-    let limit = min(seen - first, ${batch.tile}u);
-    ${repeat(keysPerLane, (k) => `addresses[lane + ${k * batch.lanes}u] = at_${k};\n`)}
+  for (var first = 0u; first < seen; first += ${tile}u) {
+    let limit = min(seen - first, ${tile}u);
+    ${repeat(keysPerLane, (k) => `addresses[lane + ${k * lanes}u] = at_${k};\n`)}
     workgroupBarrier();
     ${valueLoads(batch, 0)}
-    let more = first + ${batch.tile}u < seen;
-    if (more) { ${blockText(call, batch, `first + ${batch.tile}u`)} }
-    ${scoresText(batch)}
-    if (more) { ${firstKeysText(call, batch, `first + ${batch.tile}u`)} }
-    ${weightsText(batch, attention.scale * Math.LOG2E)}
-    ${valuesText(batch)}
+    let more = first + ${tile}u < seen;
+    if (more) { ${blockText(batch, `first + ${tile}u`)} }
+    ${scoresText(batch, ownToken)}
+    if (more) { ${firstKeysText(batch, `first + ${tile}u`)} }
+    ${weightsText(batch, scale * Math.LOG2E)}
+    ${valuesText(batch, ownToken)}
     workgroupBarrier();
   }
   ${joinText(batch, caps)}
-  ${storeText(call, batch, caps)}`,
+  ${storeText(batch, quantise, caps)}`,
   };
 }

@@ -19,15 +19,21 @@
  */
 import { maxOf } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall } from "../tensor/kernel.ts";
-import { kernelNode } from "../tensor/node.ts";
+import { kernelNode, output, rewrittenKernel } from "../tensor/node.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { sizesOf } from "./attention_layout.ts";
 import { flashWgsl } from "./flash_attention_wgsl.ts";
-import { flashBytes, type FlashForm, type FlashParams } from "./flash_form.ts";
+import { flashBytes, type FlashForm, type FlashParams, singleRows } from "./flash_form.ts";
 import { quantise32Kernel } from "./quantise.ts";
 
 /** Workgroups of 64 queries that are fewer than an H100 has processors. */
 const FEW_WORKGROUPS = 132;
+
+/**
+ * Tiles beyond those that rows fill, where sequences of one query have none: each other sequence may begin one. A workgroup takes
+ * several where there are more.
+ */
+const SPARE_TILES = 16;
 
 /**
  * The form for a call, or none: heads that are no multiple of 32 or wider than 128, pools in f32, and devices without subgroups
@@ -56,7 +62,10 @@ function formOf(call: KernelCall<PagedAttentionParams>, caps: Caps): FlashForm {
   return form;
 }
 
-/** Attention by tiles as a kernel: inputs and output are those of `pagedAttentionKernel`, or the output in codes and scales. */
+/**
+ * Attention by tiles as a kernel: inputs and output are those of `pagedAttentionKernel`, or the output in codes and scales. With
+ * `singlesGiven`, results of the same types follow the inputs, and become the outputs in place.
+ */
 export const flashAttentionKernel: Kernel<FlashParams> = {
   ...pagedAttentionKernel,
   name: "flash_attention",
@@ -67,13 +76,29 @@ export const flashAttentionKernel: Kernel<FlashParams> = {
   wgsl: (call, caps) => flashWgsl(call, formOf(call, caps), caps),
   grid(call, caps, resolve) {
     const { queries } = formOf(call, caps), { rows, sequences, heads } = sizesOf(call), count = resolve(rows);
-    const tiles = count === 0 ? 0 : Math.floor(count / queries) + resolve(sequences) + 1, y = Math.min(tiles, 65535);
+    const most = resolve(sequences), others = call.params.singlesGiven ? Math.min(most, SPARE_TILES) : most;
+    const tiles = count === 0 ? 0 : Math.floor(count / queries) + others + 1, y = Math.min(tiles, 65535);
     return [heads, y, y === 0 ? 0 : Math.ceil(tiles / y)];
   },
   reference(call, inputs) {
-    const attended = pagedAttentionKernel.reference(call, inputs);
-    return call.params.quantise ? quantise32Kernel.reference({ ...call, params: null }, attended) : attended;
+    const { quantise, singlesGiven } = call.params, attended = pagedAttentionKernel.reference(call, inputs);
+    const results = quantise ? quantise32Kernel.reference({ ...call, params: null }, attended) : attended;
+    const rows = singlesGiven ? singleRows(inputs[3]!, inputs[4]!.length) : [];
+    results.forEach((result, i) => {
+      const columns = result.length / maxOf(call.inputs[0]!.shape[0]!), given = inputs[6 + i]!;
+      for (const row of rows) {
+        for (let at = row * columns; at < (row + 1) * columns; at++) result[at] = given[at]!;
+      }
+    });
+    return results;
   },
-  withQuantise32: (inputs, params) =>
-    params.quantise ? undefined : kernelNode(flashAttentionKernel, inputs, { ...params, quantise: true }),
+  updates: ({ params: { singlesGiven, quantise } }) => !singlesGiven ? [] : quantise ? [6, 7] : [6],
+  withQuantise32(inputs, params, context) {
+    if (params.quantise) return undefined;
+    const quantised = { ...params, quantise: true }, singles = inputs[6];
+    if (singles?.op !== "kernel") return kernelNode(flashAttentionKernel, inputs, quantised);
+    const codes = singles.kernel.withQuantise32?.(singles.src, singles.params, context);
+    return codes &&
+      rewrittenKernel(flashAttentionKernel, [...inputs.slice(0, 6), codes, output(codes, 1)], quantised);
+  },
 };

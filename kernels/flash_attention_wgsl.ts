@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Caps, KernelCall, KernelSource } from "../tensor/kernel.ts";
+import { type Caps, dimWgsl, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
 import { LOWEST, sizesOf } from "./attention_layout.ts";
 import { rowsWgsl } from "./attention_wgsl.ts";
 import { joinText, storeText } from "./flash_finish_wgsl.ts";
@@ -220,12 +220,47 @@ function tilesText(flash: Flash, blockSize: number): string {
   }`;
 }
 
+/** What a workgroup does with a tile, of which the rows are known. */
+function tileText(flash: Flash, { blockSize, scale, quantise = false }: FlashParams, caps: Caps): string {
+  const { threadQueries, ownChunks, staged } = flash;
+  return `${queriesText(flash, scale)}
+  ${repeat(threadQueries, (i) => `var m${i} = ${NOTHING}; var l${i} = 0.0; `)}
+  ${repeat(threadQueries, (i) => repeat(ownChunks, (c) => `var acc${i}_${c} = vec4f(); `))}
+  ${repeat(staged, (n) => `var next_key_${n}: vec4<f16>; var next_value_${n}: vec4<f16>; `)}
+  ${tilesText(flash, blockSize)}
+  ${joinText(flash)}
+  ${storeText(flash, quantise, caps)}`;
+}
+
+/**
+ * WGSL that takes the tiles of sequences with more than one query, in turns. Passing over the others has to cost little: a
+ * workgroup for each would be 20 us for 200 sequences of 14 heads, since starting one zeroes its memory. Sequences of
+ * one query mostly come first: then sequence b's tile is floor(b / queries) + b, which two loads confirm, and nothing is searched.
+ */
+function othersText({ queries, sizes }: Flash, text: string): string {
+  const shift = Math.log2(queries);
+  return `let all_tiles = (${dimWgsl(sizes.rows)} >> ${shift}u) + ${dimWgsl(sizes.sequences)} + 1u;
+  for (var place = workgroup.z * groups.y + workgroup.y; place < all_tiles; place += groups.y * groups.z) {
+    let own_tile = all_tiles - 1u - place;
+    let likely = min(own_tile - own_tile / ${queries + 1}u, max(${dimWgsl(sizes.sequences)}, 1u) - 1u);
+    let likely_row = u32(query_start(likely));
+    if (u32(query_start(likely + 1u)) == likely_row + 1u && (likely_row >> ${shift}u) + likely == own_tile) { continue; }
+    ${rowsWgsl(queries, sizes, "own_tile", "continue")}
+    if (sequence < sequences && end - start == 1u) { continue; }
+    ${text}
+    workgroupBarrier(); // before the next tile takes the memory
+  }`;
+}
+
 /** The shader of a call in this form. */
 export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: Caps): KernelSource {
-  const sizes = sizesOf(call), { blockSize, scale, quantise = false } = call.params, flash = flashOf(form, sizes);
-  const { threads, across, queries, threadQueries, slices, staged, ownChunks } = flash;
+  const sizes = sizesOf(call), { quantise = false, singlesGiven = false } = call.params, flash = flashOf(form, sizes);
+  const { threads, across, queries, slices } = flash, text = tileText(flash, call.params, caps);
   // The last queries see the most keys: they come first, so that no long tile is left alone at the end.
   const tile = "groups.y * groups.z - 1u - workgroup.z * groups.y - workgroup.y";
+  const outputs: Port[] = quantise
+    ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }]
+    : [{ name: "attended", width: 4 }];
   return {
     inputs: [
       { name: "q", width: 4 },
@@ -234,25 +269,19 @@ export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: 
       { name: "query_start" },
       { name: "context_lens" },
       { name: "block_tables" },
+      ...(singlesGiven ? outputs.map(({ name, ...port }) => ({ name: `single_${name}`, ...port })) : []),
     ],
-    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended", width: 4 }],
+    outputs,
     workgroupSize: [threads * slices, 1, 1],
     subgroups: true,
     declarations: declarations(flash) + (quantise ? blockFunctions(threads * slices, caps) : ""),
-    main: `${rowsWgsl(queries, sizes, tile)}
-  let head = workgroup.x;
+    main: `let head = workgroup.x;
   let kv_head = head / ${sizes.heads / sizes.kvHeads}u;
   let slice = lane / ${threads}u;
   let own = lane - slice * ${threads}u;
   let tx = own & ${across - 1}u;
   let ty = own / ${across}u;
   let first_lane = subgroupLane - tx;
-  ${queriesText(flash, scale)}
-  ${repeat(threadQueries, (i) => `var m${i} = ${NOTHING}; var l${i} = 0.0; `)}
-  ${repeat(threadQueries, (i) => repeat(ownChunks, (c) => `var acc${i}_${c} = vec4f(); `))}
-  ${repeat(staged, (n) => `var next_key_${n}: vec4<f16>; var next_value_${n}: vec4<f16>; `)}
-  ${tilesText(flash, blockSize)}
-  ${joinText(flash)}
-  ${storeText(flash, quantise, caps)}`,
+  ${singlesGiven ? othersText(flash, text) : `${rowsWgsl(queries, sizes, tile)} ${text}`}`,
   };
 }

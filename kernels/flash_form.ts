@@ -9,6 +9,15 @@ import type { PagedAttentionParams, Sizes } from "./attention_layout.ts";
 export interface FlashParams extends PagedAttentionParams {
   /** Whether the result is stored in 8-bit codes and scales (`quantise32`). */
   readonly quantise?: boolean;
+  /** Whether sequences of one query are attended to already: their results are inputs 6 and on, which become the outputs in place. */
+  readonly singlesGiven?: boolean;
+}
+
+/** Rows of sequences that have one query, of `count` sequences. */
+export function singleRows(queryStart: ArrayLike<number>, count: number): number[] {
+  return Array.from({ length: count }, (_, b) => b).flatMap((b) =>
+    queryStart[b + 1]! - queryStart[b]! === 1 ? [queryStart[b]!] : []
+  );
 }
 
 /** How a workgroup's work is laid out. */

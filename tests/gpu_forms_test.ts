@@ -109,7 +109,7 @@ function divergence(p: readonly TokenLogprob[], q: readonly TokenLogprob[]): num
 }
 
 Deno.test("with the forms of GPUs, in fast precision: nearly the same distributions alone and in company", async () => {
-  const opened = await open(STORIES, "fast", 8), { engine, config } = opened;
+  const opened = await open(STORIES, "fast"), { engine, config } = opened;
   const watched = [5, 33].map((length, i): Asked => ({
     prompt: prompt(length, i, config),
     maxTokens: 16,
@@ -117,7 +117,7 @@ Deno.test("with the forms of GPUs, in fast precision: nearly the same distributi
   }));
   const alone: Answer[] = [];
   for (const each of watched) alone.push(await ask(engine, each));
-  const others = company(opened, 6, true);
+  const others = company(opened, 12, true);
   const together = await Promise.all(watched.map((each) => ask(engine, each)));
   const divergences: number[] = [];
   for (const [i, { tokens, tops }] of alone.entries()) {
