@@ -49,6 +49,7 @@ class CountingRunner {
       const drawn = drawing.map((sequence) => ({ sequence, sampled: { token: this.#next(sequence) } }));
       results.push({ step, drawn, logits: await readLogits?.() });
     }
+    this.submit();
     return results;
   }
 

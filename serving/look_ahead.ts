@@ -1,8 +1,8 @@
 /**
  * Steps that are submitted before earlier ones have been read. A read in this runtime waits for all that was submitted, so what
  * gains is a run: some steps one after another, each taking the tokens of the one before on the device, and one read for all.
- * The first step of the next run is scheduled and encoded while the device works, and submitted as soon as the read is there,
- * before the host looks at what was drawn. What ran past a stop is for the engine to discard.
+ * The first step of the next run is scheduled and encoded while the device works, and submitted as soon as it is done, before the
+ * host even takes what was drawn. What ran past a stop is for the engine to discard.
  *
  * The steps of a run are submitted in groups, each encoded while the device works on those before; the last goes along with the read.
  *
@@ -71,10 +71,10 @@ export class LookAhead {
     if (this.#submitted === 0) this.#submittedAt = performance.now();
     this.#steps = [];
     const results = await runner.read(steps, maxSteps > 1 ? () => void this.#encodeStep() : undefined);
-    const end = performance.now();
-    this.#stepMs = (end - this.#submittedAt) / steps.length;
-    this.#submitted = 0;
-    this.#submit();
+    const now = performance.now();
+    this.#stepMs = (now - this.#submittedAt) / steps.length;
+    this.#submitted = this.#steps.length;
+    this.#submittedAt = now;
     return results;
   }
 

@@ -56,6 +56,7 @@ class SimulatedRunner {
     this.#given = 0;
     meanwhile?.();
     this.clock.ms = Math.max(this.clock.ms, this.#doneAt) + this.times.read;
+    this.submit();
     this.runs.push(steps.length);
     return Promise.resolve(steps.map((step) => ({ ...step, drawn: [], logits: undefined })));
   }

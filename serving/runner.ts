@@ -52,7 +52,7 @@ export interface EncodedStep {
   /** Reads the details of its draws, where it was asked for them, until another step is submitted. */
   readonly readDetails: ((options?: ReadOptions) => Promise<Sampled[]>) | undefined;
   /** Reads the logits of a step that scores, until another one is submitted. */
-  readonly readLogits: (() => Promise<Float32Array<ArrayBuffer>>) | undefined;
+  readonly readLogits: ((options?: ReadOptions) => Promise<Float32Array<ArrayBuffer>>) | undefined;
 }
 
 /** What the device did. */
@@ -63,6 +63,15 @@ export interface StepResult {
   /** `[tokens, vocabulary]`, flat, of a step that scores. */
   readonly logits: Float32Array<ArrayBuffer> | undefined;
 }
+
+/** Of each step that was read what it drew, and its logits. */
+interface Read {
+  readonly sampled: Sampled[][];
+  readonly logits: (Float32Array<ArrayBuffer> | undefined)[];
+}
+
+/** Reads some of that. */
+type ReadPart = (read: Read, options: ReadOptions) => Promise<void>;
 
 /** What a runner runs. */
 export interface RunnerModel {
@@ -179,8 +188,8 @@ export class Runner {
     this.#copier.copy(step.copies, this.#submission);
     program.run({ inputs, sizes }, this.#submission);
     this.#encodeAlike = undefined;
-    const readLogits = async (): Promise<Float32Array<ArrayBuffer>> =>
-      await program.read(0, sizes) as Float32Array<ArrayBuffer>;
+    const readLogits = async (options?: ReadOptions): Promise<Float32Array<ArrayBuffer>> =>
+      await program.read(0, sizes, options) as Float32Array<ArrayBuffer>;
     return { step, drawing: [], firstSlot: 0, readDetails: undefined, readLogits };
   }
 
@@ -198,43 +207,49 @@ export class Runner {
    * Submits what has been encoded, waits for steps and reads what they drew.
    *
    * @param steps Encoded one after another, and all that was.
-   * @param meanwhile Called while the device works: a step that it encodes stays to be submitted after the read. Unless given, what a
-   * step like the last one runs is encoded.
+   * @param meanwhile Called while the device works: a step that it encodes is submitted as soon as the others have been read. Unless
+   * given, what a step like the last one runs is encoded.
    */
   async read(steps: readonly EncodedStep[], meanwhile?: () => void): Promise<StepResult[]> {
-    // The first of its reads takes these along.
-    const along: ReadOptions[] = [{ behind: this.#submission, meanwhile: meanwhile ?? this.#encodeAlike }];
-    const details = await steps.at(-1)?.readDetails?.(along.pop());
-    const tokens = details && steps.length === 1 ? [] : await this.#readTokens(steps, along);
-    const results: StepResult[] = [];
-    for (const [i, { step, drawing, readLogits }] of steps.entries()) {
-      const sampled = details && i === steps.length - 1 ? details : tokens[i]!;
-      const drawn = drawing.map((sequence, row) => ({ sequence, sampled: sampled[row]! }));
-      results.push({ step, drawn, logits: await readLogits?.() });
+    const read: Read = { sampled: [], logits: [] }, parts = this.#partsOf(steps);
+    for (const [i, part] of parts.entries()) {
+      await part(read, {
+        ...(i === 0 && { behind: this.#submission, meanwhile: meanwhile ?? this.#encodeAlike }),
+        ...(i === parts.length - 1 && { arrived: () => this.submit() }),
+      });
     }
-    return results;
+    return steps.map(({ step, drawing }, i) => {
+      const drawn = drawing.map((sequence, row) => ({ sequence, sampled: read.sampled[i]![row]! }));
+      return { step, drawn, logits: read.logits[i] };
+    });
   }
 
-  /** Of each step what it drew, by its slots. */
-  async #readTokens(steps: readonly EncodedStep[], along: ReadOptions[]): Promise<Sampled[][]> {
-    const read: Sampled[][] = [];
-    while (read.length < steps.length) {
-      const first = read.length, start = steps[first]!.firstSlot;
-      let end = start, next = first;
+  /** What reads steps, piece by piece. */
+  #partsOf(steps: readonly EncodedStep[]): ReadPart[] {
+    const parts: ReadPart[] = [], last = steps.length - 1;
+    let next = 0;
+    // Only the last step can have details, and who reads them knows its tokens.
+    while (next < (last === 0 && steps[0]!.readDetails ? 0 : steps.length)) {
+      const first = next, start = steps[first]!.firstSlot;
+      let end = start;
       // Slots follow each other but at the ring's end.
       while (next < steps.length && steps[next]!.firstSlot === end) end += steps[next++]!.drawing.length;
-      // A step that draws nothing is waited for all the same, so that aborting takes effect within a step: by reading a slot,
-      // since waiting for the queue alone costs 11 ms.
-      const values = await this.#readSlots(
-        Math.min(start, this.#slots.size - 1),
-        Math.max(1, end - start),
-        along.pop(),
-      );
-      for (const { drawing, firstSlot } of steps.slice(first, next)) {
-        read.push(drawing.map((_, row) => ({ token: values[firstSlot - start + row]! })));
-      }
+      const some = steps.slice(first, next);
+      parts.push(async ({ sampled }, options) => {
+        // A step that draws nothing is waited for all the same, so that aborting takes effect within a step: by reading a slot,
+        // since waiting for the queue alone costs 11 ms.
+        const from = Math.min(start, this.#slots.size - 1);
+        const values = await this.#readSlots(from, Math.max(1, end - start), options);
+        for (const { drawing, firstSlot } of some) {
+          sampled.push(drawing.map((_, row) => ({ token: values[firstSlot - start + row]! })));
+        }
+      });
     }
-    return read;
+    for (const [i, { readDetails, readLogits }] of steps.entries()) {
+      if (readDetails) parts.push(async ({ sampled }, options) => void (sampled[i] = await readDetails(options)));
+      if (readLogits) parts.push(async ({ logits }, options) => void (logits[i] = await readLogits(options)));
+    }
+    return parts;
   }
 
   /**
@@ -309,7 +324,7 @@ export class Runner {
     this.#drawn.release();
   }
 
-  #readSlots(start: number, count: number, options?: ReadOptions): ReturnType<Device["read"]> {
+  #readSlots(start: number, count: number, options: ReadOptions): ReturnType<Device["read"]> {
     const { device } = this.#model, { buffer, offset } = device.resident(this.#drawn);
     return device.read(buffer, "i32", count, offset + 4 * start, options);
   }

@@ -23,6 +23,8 @@ export interface ReadOptions {
   readonly behind?: Submission | undefined;
   /** Called once all is submitted: the wait itself lets nothing else happen. */
   readonly meanwhile?: (() => void) | undefined;
+  /** Called as soon as the bytes are there, before they are taken: the device has nothing to do from then on. */
+  readonly arrived?: (() => void) | undefined;
 }
 
 /** Reads ranges of buffers to the host. */
@@ -72,11 +74,12 @@ export class Readback {
     source: GPUBuffer,
     offset: number,
     bytes: number,
-    { behind, meanwhile }: ReadOptions,
+    { behind, meanwhile, arrived }: ReadOptions,
   ): Promise<Uint8Array<ArrayBuffer>> {
     if (bytes === 0) {
       behind?.flush();
       meanwhile?.();
+      arrived?.();
       return new Uint8Array(0);
     }
     const size = Math.ceil(bytes / 4) * 4;
@@ -96,11 +99,15 @@ export class Readback {
     if (this.#fast) {
       const mapped = staging.mapAsync(GPUMapMode.READ, 0, range);
       mapped.catch(() => {});
+      tell(arrived, staging);
       const taken = this.#take(staging, ticket, size);
       if (taken) return this.#healthy(taken, bytes);
       await mapped;
       this.#fast = false;
-    } else await staging.mapAsync(GPUMapMode.READ, 0, range);
+    } else {
+      await staging.mapAsync(GPUMapMode.READ, 0, range);
+      tell(arrived, staging);
+    }
     const copy = staging.getMappedRange(0, range).slice(0);
     staging.unmap();
     return this.#healthy(copy, bytes);
@@ -147,5 +154,15 @@ export class Readback {
     this.#staging?.release();
     this.#guard?.release();
     this.#staging = this.#guard = undefined;
+  }
+}
+
+/** Calls who wants to know that a staging buffer is mapped; it does not stay so where that fails. */
+function tell(arrived: ReadOptions["arrived"], staging: GPUBuffer): void {
+  try {
+    arrived?.();
+  } catch (cause) {
+    staging.unmap();
+    throw cause;
   }
 }

@@ -123,7 +123,8 @@ deviceTest("a read goes along with what waits, and something is done meanwhile",
     assertEquals(submissions, [4]);
     for (const x of [4, 5]) program.run(values([x]), submission);
   };
-  assertEquals([...await program.read(0, {}, { behind: submission, meanwhile })], [123]);
+  const arrived = (): void => assertEquals(submissions, [4]);
+  assertEquals([...await program.read(0, {}, { behind: submission, meanwhile, arrived })], [123]);
   assertEquals([...await program.read(0)], [123], "the last run that was submitted");
   assertEquals([submission.size, submissions.length], [2, 2]);
   submission.flush();
