@@ -87,10 +87,10 @@ export function batchFormOf(
   { headDim, kvHeads }: Pick<BatchShape, "headDim" | "kvHeads">,
   sequences: number,
 ): BatchAttentionForm {
-  const form = { keysPerLane: headDim > 64 ? 1 : 2, unitsAhead: 2 };
+  const form = { keysPerLane: headDim > 64 ? 1 : 2, valuesAhead: 4 };
   return sequences * kvHeads <= processors
-    ? { ...form, lanes: 256, valuesAhead: 4 }
-    : { ...form, lanes: 128, valuesAhead: 8 };
+    ? { ...form, lanes: 256, unitsAhead: 2 }
+    : { ...form, lanes: 128, unitsAhead: 1 };
 }
 
 /** Whether a device has what the shader needs, and the form's workgroups. */
