@@ -89,11 +89,13 @@ export function batchAttentionWgsl(call: Call, form: BatchAttentionForm, caps: C
   const { params: { attention: { scale }, quantise = false }, inputs } = call;
   const batch = batchOf(form, shapeOf(call), caps);
   const source = batchWgsl(batch, {
-    row: `${rowWgsl(dimWgsl(inputs[0]!.shape[0]!))} let sequence = row; ${ownRowWgsl}`,
+    row: `let kv_head = workgroup.x; ${rowWgsl(dimWgsl(inputs[0]!.shape[0]!))} let sequence = row; ${ownRowWgsl}`,
+    begin: "0u",
     queries: ownTokenText(inputs[4]!.shape[0] as number, batch),
     ownToken: true,
     scale,
     quantise,
+    divert: "",
   }, caps);
   const pool = { width: 4, raw: true } as const;
   return {

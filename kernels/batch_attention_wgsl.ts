@@ -15,8 +15,13 @@ import { indices, repeat } from "./unroll.ts";
 
 /** What a kernel has of its own. */
 export interface BatchText {
-  /** Declares `row`, its `sequence` and the keys that are `seen`, the same for a workgroup; leaves where there is no such row. */
+  /**
+   * Declares `kv_head`, `row`, its `sequence`, and the end of the keys that are `seen`, the same for a workgroup; leaves where there is
+   * no such row.
+   */
   readonly row: string;
+  /** The first of the keys that are seen. */
+  readonly begin: string;
   /** Puts the key head's queries into `queries`: feature after feature, four in a vector, the heads of each side by side. */
   readonly queries: string;
   /** Whether `queries` also declares `fresh`, and where that holds the last key and value are `new_key` and `new_value`. */
@@ -25,6 +30,8 @@ export interface BatchText {
   readonly scale: number;
   /** Whether results are stored in codes and scales. */
   readonly quantise: boolean;
+  /** Takes the values in `queries` elsewhere, and leaves, where they are not the row's result. */
+  readonly divert: string;
 }
 
 function declarations({ lines, headDim, weights, tile, subgroups, units }: Batch, ownToken: boolean): string {
@@ -254,7 +261,7 @@ function storeText({ heads, lines, headDim, lanes }: Batch, quantise: boolean, c
 /** The shader, but for its inputs and what else it writes. */
 export function batchWgsl(
   batch: Batch,
-  { row, queries, ownToken, scale, quantise }: BatchText,
+  { row, begin, queries, ownToken, scale, quantise, divert }: BatchText,
   caps: Caps,
 ): Omit<KernelSource, "inputs"> & { readonly declarations: string } {
   const { keysPerLane, unitsAhead, valuesAhead, lanes, tile, units, slices } = batch;
@@ -264,8 +271,7 @@ export function batchWgsl(
     workgroupSize: [lanes, 1, 1],
     subgroups: true,
     declarations: declarations(batch, ownToken) + (quantise ? blockFunctions(lanes, caps) : ""),
-    main: `let kv_head = workgroup.x;
-  ${row}
+    main: `${row}
   let feature = lane % ${units}u;
   let slice = lane / ${units}u;
   ${repeat(keysPerLane, (k) => `var block_${k}: i32; var at_${k}: u32;\n`)}
@@ -273,15 +279,15 @@ export function batchWgsl(
   ${repeat(valuesAhead, (u) => `var next_j_${u}: u32; var next_value_${u}: vec4u;\n`)}
   let all_units = ${bound(units)};
   let all_groups = ${bound(tile / slices / valuesAhead)};
-  ${blockText(batch, "0u")}
-  ${firstKeysText(batch, "0u")}
+  ${blockText(batch, begin)}
+  ${firstKeysText(batch, begin)}
   ${queries}
   workgroupBarrier();
   ${
       repeat(batch.lines, (h) =>
         `var greatest_${h} = ${LOWEST}; var total_${h} = 0.0; var low_sum_${h} = vec4f(); var high_sum_${h} = vec4f();\n`)
     }
-  for (var first = 0u; first < seen; first += ${tile}u) {
+  for (var first = ${begin}; first < seen; first += ${tile}u) {
     let limit = min(seen - first, ${tile}u);
     ${repeat(keysPerLane, (k) => `addresses[lane + ${k * lanes}u] = at_${k};\n`)}
     workgroupBarrier();
@@ -295,6 +301,7 @@ export function batchWgsl(
     workgroupBarrier();
   }
   ${joinText(batch, caps)}
+  ${divert}
   ${storeText(batch, quantise, caps)}`,
   };
 }

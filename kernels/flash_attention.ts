@@ -19,7 +19,7 @@
  */
 import { maxOf } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall } from "../tensor/kernel.ts";
-import { kernelNode, output, rewrittenKernel } from "../tensor/node.ts";
+import { kernelNode, type Node, output, outputTypes, rewrittenKernel } from "../tensor/node.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { sizesOf } from "./attention_layout.ts";
 import { flashWgsl } from "./flash_attention_wgsl.ts";
@@ -62,9 +62,15 @@ function formOf(call: KernelCall<PagedAttentionParams>, caps: Caps): FlashForm {
   return form;
 }
 
+/** All outputs of a kernel's node. */
+export function outputsOf(node: Node): Node[] {
+  return node.op === "kernel" ? outputTypes(node).map((_, i) => output(node, i)) : [node];
+}
+
 /**
  * Attention by tiles as a kernel: inputs and output are those of `pagedAttentionKernel`, or the output in codes and scales. With
- * `singlesGiven`, results of the same types follow the inputs, and become the outputs in place.
+ * `singlesGiven`, results of the same types follow the inputs, and become the outputs in place; then parts of long contexts
+ * (`single_parts.ts`), which it merges.
  */
 export const flashAttentionKernel: Kernel<FlashParams> = {
   ...pagedAttentionKernel,
@@ -98,7 +104,6 @@ export const flashAttentionKernel: Kernel<FlashParams> = {
     const quantised = { ...params, quantise: true }, singles = inputs[6];
     if (singles?.op !== "kernel") return kernelNode(flashAttentionKernel, inputs, quantised);
     const codes = singles.kernel.withQuantise32?.(singles.src, singles.params, context);
-    return codes &&
-      rewrittenKernel(flashAttentionKernel, [...inputs.slice(0, 6), codes, output(codes, 1)], quantised);
+    return codes && rewrittenKernel(flashAttentionKernel, [...inputs.slice(0, 6), ...outputsOf(codes)], quantised);
   },
 };

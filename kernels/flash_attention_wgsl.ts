@@ -10,6 +10,7 @@ import { rowsWgsl } from "./attention_wgsl.ts";
 import { joinText, storeText } from "./flash_finish_wgsl.ts";
 import { type Flash, type FlashForm, flashOf, type FlashParams } from "./flash_form.ts";
 import { blockFunctions } from "./quantise_wgsl.ts";
+import { mergePartsWgsl, mostPartsOf, partPorts, partsWgsl } from "./single_parts.ts";
 import { indices, repeat } from "./unroll.ts";
 
 /** A maximum over no key: above that of hidden keys, so that their weights are 0 all the same. */
@@ -237,16 +238,22 @@ function tileText(flash: Flash, { blockSize, scale, quantise = false }: FlashPar
  * workgroup for each would be 20 us for 200 sequences of 14 heads, since starting one zeroes its memory. Sequences of
  * one query mostly come first: then sequence b's tile is floor(b / queries) + b, which two loads confirm, and nothing is searched.
  */
-function othersText({ queries, sizes }: Flash, text: string): string {
-  const shift = Math.log2(queries);
+function othersText({ queries, sizes }: Flash, text: string, params: FlashParams, caps: Caps): string {
+  const { blockSize, quantise = false } = params, shift = Math.log2(queries), most = mostPartsOf(sizes, blockSize);
+  const whole = most > 1 ? `&& ${partsWgsl("u32(max(context_lens(likely), 0))", most)} == 1u` : "";
   return `let all_tiles = (${dimWgsl(sizes.rows)} >> ${shift}u) + ${dimWgsl(sizes.sequences)} + 1u;
   for (var place = workgroup.z * groups.y + workgroup.y; place < all_tiles; place += groups.y * groups.z) {
     let own_tile = all_tiles - 1u - place;
     let likely = min(own_tile - own_tile / ${queries + 1}u, max(${dimWgsl(sizes.sequences)}, 1u) - 1u);
     let likely_row = u32(query_start(likely));
-    if (u32(query_start(likely + 1u)) == likely_row + 1u && (likely_row >> ${shift}u) + likely == own_tile) { continue; }
+    if (u32(query_start(likely + 1u)) == likely_row + 1u && (likely_row >> ${shift}u) + likely == own_tile ${whole}) {
+      continue;
+    }
     ${rowsWgsl(queries, sizes, "own_tile", "continue")}
-    if (sequence < sequences && end - start == 1u) { continue; }
+    if (sequence < sequences && end - start == 1u) {
+      ${most > 1 ? mergePartsWgsl(sizes, params, quantise, caps) : ""}
+      continue;
+    }
     ${text}
     workgroupBarrier(); // before the next tile takes the memory
   }`;
@@ -258,6 +265,7 @@ export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: 
   const { threads, across, queries, slices } = flash, text = tileText(flash, call.params, caps);
   // The last queries see the most keys: they come first, so that no long tile is left alone at the end.
   const tile = "groups.y * groups.z - 1u - workgroup.z * groups.y - workgroup.y";
+  const parts = partPorts(sizes, call.params.blockSize);
   const outputs: Port[] = quantise
     ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }]
     : [{ name: "attended", width: 4 }];
@@ -269,7 +277,7 @@ export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: 
       { name: "query_start" },
       { name: "context_lens" },
       { name: "block_tables" },
-      ...(singlesGiven ? outputs.map(({ name, ...port }) => ({ name: `single_${name}`, ...port })) : []),
+      ...(singlesGiven ? [...outputs.map((port) => ({ ...port, name: `single_${port.name}` })), ...parts] : []),
     ],
     outputs,
     workgroupSize: [threads * slices, 1, 1],
@@ -282,6 +290,6 @@ export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: 
   let tx = own & ${across - 1}u;
   let ty = own / ${across}u;
   let first_lane = subgroupLane - tx;
-  ${singlesGiven ? othersText(flash, text) : `${rowsWgsl(queries, sizes, tile)} ${text}`}`,
+  ${singlesGiven ? othersText(flash, text, call.params, caps) : `${rowsWgsl(queries, sizes, tile)} ${text}`}`,
   };
 }

@@ -7,21 +7,32 @@
  * The second dispatch writes into the first one's results (`Kernel.updates`): had it copied them instead, 200 tokens of 14 heads
  * would be 2,800 workgroups more, of which a processor runs one at a time.
  *
+ * Long contexts of single queries are attended to in parts, which the second dispatch merges (`single_parts.ts`).
+ *
  * Which kernel attends to a row depends on its own sequence alone, as what it adds up does: within a program its result does not depend
  * on its batch.
  *
  * @module
  */
-import { formatShape, maxOf } from "../tensor/dim.ts";
+import { elementCount, formatShape, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, type Kernel, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { type Node, rewrittenKernel } from "../tensor/node.ts";
 import { pagedAttentionKernel } from "./attention.ts";
 import { type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
-import { type BatchAttentionForm, batchFits, batchFormOf, batchOf, leastWorkgroups } from "./batch_attention_form.ts";
+import {
+  type Batch,
+  type BatchAttentionForm,
+  batchFits,
+  batchFormOf,
+  batchOf,
+  leastWorkgroups,
+} from "./batch_attention_form.ts";
 import { batchWgsl } from "./batch_attention_wgsl.ts";
-import { flashAttentionKernel, flashForm } from "./flash_attention.ts";
+import { flashAttentionKernel, flashForm, outputsOf } from "./flash_attention.ts";
 import { type FlashParams, singleRows } from "./flash_form.ts";
 import { rowGrid } from "./row_grid.ts";
+import { mostPartsOf, partPorts, partRangeWgsl, partTypes } from "./single_parts.ts";
+import { repeat } from "./unroll.ts";
 
 type Call = KernelCall<FlashParams>;
 
@@ -36,17 +47,31 @@ function formOf(call: Pick<Call, "inputs" | "params">): BatchAttentionForm {
   return batchFormOf({ kvHeads, headDim }, maxOf(sequences));
 }
 
+/** WGSL that keeps what a part of a context gives, for the dispatch that merges. */
+function divertText({ heads, headDim, lines, lanes }: Batch, most: number): string {
+  const vectors = headDim / 4,
+    sums = repeat(lines, (h) => `store_part_sums(to + ${h}u, vec2f(greatest_${h}, total_${h}));\n`);
+  return `if (parts > 1u) {
+    let to = (sequence * ${most}u + part) * ${heads}u + kv_head * ${lines}u;
+    for (var i = lane; i < ${lines * vectors}u; i += ${lanes}u) { store_part_values(to * ${vectors}u + i, queries[i]); }
+    if (lane == 0u) { ${sums} }
+    return;
+  }`;
+}
+
 function wgsl(call: Call, caps: Caps): KernelSource {
   const { params: { blockSize, scale, quantise = false } } = call, sizes = sizesOf(call);
-  const batch = batchOf(formOf(call), { ...sizes, blockSize }, caps), { heads, lines, lanes } = batch;
-  const vectors = batch.headDim / 4;
+  const batch = batchOf(formOf(call), { ...sizes, blockSize }, caps), { heads, kvHeads, lines, lanes } = batch;
+  const vectors = batch.headDim / 4, most = mostPartsOf(sizes, blockSize);
   const source = batchWgsl(batch, {
     row: `let sequence = workgroup.z * groups.y + workgroup.y;
   if (sequence >= ${dimWgsl(sizes.sequences)}) { return; }
   let row = u32(query_start(sequence));
-  let context = context_lens(sequence);
+  let all_keys = u32(max(context_lens(sequence), 0));
   if (u32(query_start(sequence + 1u)) != row + 1u) { return; }
-  let seen = u32(max(context, 0));`,
+  let kv_head = workgroup.x % ${kvHeads}u;
+  ${most > 1 ? partRangeWgsl("all_keys", most, batch.tile, kvHeads) : "let seen = all_keys;"}`,
+    begin: most > 1 ? "begin" : "0u",
     queries: `for (var i = lane; i < ${lines * vectors}u; i += ${lanes}u) {
     let line = i / ${vectors}u;
     let vector = i % ${vectors}u;
@@ -55,10 +80,12 @@ function wgsl(call: Call, caps: Caps): KernelSource {
     ownToken: false,
     scale,
     quantise,
+    divert: most > 1 ? divertText(batch, most) : "",
   }, caps);
   const pool = { width: 4, raw: true } as const;
   return {
     ...source,
+    outputs: [...source.outputs, ...partPorts(sizes, blockSize)],
     inputs: [
       ...[{ name: "q", width: 4 }, { name: "keys", ...pool }, { name: "values", ...pool }] as const,
       ...[{ name: "query_start" }, { name: "context_lens" }, { name: "block_tables" }],
@@ -68,23 +95,29 @@ function wgsl(call: Call, caps: Caps): KernelSource {
 
 /**
  * Attention of the sequences that have one query: inputs and outputs are those of `flashAttentionKernel`. Rows of other sequences are
- * left as they are.
+ * left as they are, and so are those of contexts in parts, which are outputs of their own (`single_parts.ts`). The reference has
+ * no parts.
  */
 export const singleAttentionKernel: Kernel<FlashParams> = {
   name: "single_attention",
-  infer: (inputs, params) => flashAttentionKernel.infer(inputs, params),
+  infer(inputs, params) {
+    const outputs = flashAttentionKernel.infer(inputs, params);
+    return [...outputs, ...partTypes(sizesOf({ inputs, params, outputs }), params.blockSize)];
+  },
   wgsl,
   grid(call, _caps, resolve) {
-    const { kvHeads, sequences } = sizesOf(call);
-    return rowGrid(kvHeads, resolve(sequences));
+    const sizes = sizesOf(call), perSequence = sizes.kvHeads * mostPartsOf(sizes, call.params.blockSize);
+    return rowGrid(perSequence, resolve(sizes.sequences));
   },
   reference(call, inputs) {
     const rows = singleRows(inputs[3]!, inputs[4]!.length);
-    return flashAttentionKernel.reference(call, inputs).map((values) => {
+    const results = flashAttentionKernel.reference(call, inputs).map((values) => {
       const columns = values.length / maxOf(call.inputs[0]!.shape[0]!), own = new Float64Array(values.length);
       for (const row of rows) own.set(values.subarray(row * columns, (row + 1) * columns), row * columns);
       return own;
     });
+    const parts = partTypes(sizesOf(call), call.params.blockSize);
+    return [...results, ...parts.map(({ shape }) => new Float64Array(elementCount(shape)))];
   },
   cost: (call, caps, resolve) => pagedAttentionKernel.cost(call, caps, resolve),
   withQuantise32: (inputs, params) =>
@@ -106,5 +139,5 @@ export function mixedAttention(inputs: readonly Node[], params: PagedAttentionPa
   if (rows <= 2 * sequences && sequences * shape.kvHeads < leastWorkgroups) return undefined;
   if (!flashForm(call, caps) || !batchFits(formOf(call), shape, inputs.slice(1, 3), caps)) return undefined;
   const singles = rewrittenKernel(singleAttentionKernel, inputs, params);
-  return rewrittenKernel(flashAttentionKernel, [...inputs, singles], { ...params, singlesGiven: true });
+  return rewrittenKernel(flashAttentionKernel, [...inputs, ...outputsOf(singles)], { ...params, singlesGiven: true });
 }
