@@ -157,6 +157,31 @@ async function checkStep(
   return mixed;
 }
 
+/** Sequence `b` of a step by itself. */
+function alone({ inputs: { q, queryStart, contextLens, blockTables } }: Step, b: number, columns: number): Step {
+  const start = queryStart[b]!, end = queryStart[b + 1]!, maxBlocks = blockTables.length / contextLens.length;
+  return {
+    sizes: { tokens: end - start, sequences: 1 },
+    inputs: {
+      q: q.slice(start * columns, end * columns),
+      queryStart: queryStart.map((_, i) => i === 0 ? 0 : end - start),
+      contextLens: [contextLens[b]!],
+      blockTables: blockTables.slice(b * maxBlocks, (b + 1) * maxBlocks),
+    },
+  };
+}
+
+/** Within a program a sequence is attended to with the same bits in every batch. */
+async function checkAlone(programs: Programs, step: Step, together: HostArray, label: string): Promise<void> {
+  const columns = together.length / step.sizes.tokens, { queryStart } = step.inputs;
+  for (let b = 0; b < step.sizes.sequences; b += 3) {
+    const start = queryStart[b]!, end = queryStart[b + 1]!;
+    if (start === end) continue;
+    const own = await programs.run(programs.mixed, alone(step, b, columns));
+    assertEquals(own, together.slice(start * columns, end * columns), `sequence ${b} of ${label}`);
+  }
+}
+
 function checkCodes(codes: HostArray, attended: HostArray, label: string): void {
   const bytes = new Int8Array(Uint32Array.from(codes).buffer);
   const wanted = new Int8Array(quantiseActivations(attended).codes.buffer);
@@ -176,6 +201,7 @@ Deno.test("attention of tokens beside prompts is exact attention but for roundin
     for (const [which, sequences] of batches(heads.maxBlocks * blockSize).entries()) {
       const step = stepOf(sequences, which % 4, 40, heads), label = `batch ${which} of heads of ${heads.headDim}`;
       const attended = await checkStep(programs, sequences, step, label);
+      if (which === 1) await checkAlone(programs, step, attended, label);
       if (setting === 1) checkCodes(await programs.run(programs.codes, step), attended, label);
     }
     programs.close();
