@@ -130,14 +130,18 @@ export function latencies({ traces }: Pick<Replay, "traces">): Record<"ttft" | "
 }
 
 /**
- * Tokens a second while all requests were decoding: from when the last of them had its first token to when the first ended.
+ * Tokens a second while all requests were decoding: from when the last of them had its first token to when the first ended. Outputs of
+ * one step come one after another, so each request is timed by outputs of its own.
  */
 export function steadyRate(traces: readonly Trace[]): { tokensPerSecond: number; milliseconds: number } {
   const from = Math.max(...traces.map(({ outputs }) => outputs[0]![0]));
   const to = Math.min(...traces.map(({ outputs }) => outputs.at(-1)![0]));
-  const within = traces.flatMap(({ outputs }) => outputs).filter(([at]) => at > from && at <= to);
-  const tokens = within.reduce((sum, [, count]) => sum + count, 0), milliseconds = Math.max(0, to - from);
-  return { tokensPerSecond: milliseconds > 0 ? 1000 * tokens / milliseconds : 0, milliseconds };
+  const rates = traces.map(({ outputs }) => {
+    const own = outputs.filter(([at]) => at >= from && at <= to);
+    const tokens = own.slice(1).reduce((sum, [, count]) => sum + count, 0);
+    return tokens === 0 ? 0 : 1000 * tokens / (own.at(-1)![0] - own[0]![0]);
+  });
+  return { tokensPerSecond: rates.reduce((sum, rate) => sum + rate, 0), milliseconds: Math.max(0, to - from) };
 }
 
 /** How many were running, how many waited, and how full the pool was. */

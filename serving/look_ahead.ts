@@ -70,7 +70,7 @@ export class LookAhead {
     if (steps.length === 0) return [];
     if (this.#submitted === 0) this.#submittedAt = performance.now();
     this.#steps = [];
-    const results = await runner.read(steps, maxSteps > 1 ? () => void this.#encodeStep() : undefined);
+    const results = await runner.read(steps, maxSteps > 1 ? () => this.#encodeStep() : undefined);
     const now = performance.now();
     this.#stepMs = (now - this.#submittedAt) / steps.length;
     this.#submitted = this.#steps.length;
@@ -96,7 +96,7 @@ export class LookAhead {
         this.#submit();
         full += this.#groupSize;
       }
-      if (!this.#encodeStep()) return;
+      if (!this.#encodeStep(maxSteps > 1 && this.#steps.length === 0)) return;
     }
   }
 
@@ -111,15 +111,19 @@ export class LookAhead {
     this.#submitted = this.#steps.length;
   }
 
-  /** Schedules and encodes the next step. Returns whether there is one. */
-  #encodeStep(): boolean {
+  /**
+   * Schedules and encodes the next step. Returns whether there is one.
+   *
+   * @param begin Whether the device has nothing to do meanwhile.
+   */
+  #encodeStep(begin = false): boolean {
     const { scheduler, runner, detailsOf } = this.#options, start = performance.now();
     const step = scheduler.schedule();
     this.#schedulingMs += performance.now() - start;
     if (!step) return false;
     const details = strongest(step.scheduled.filter(({ draws }) => draws).map(detailsOf));
     this.#mayFollow = decodes(step) && details === "none" && !scheduler.canAdmit;
-    this.#steps.push(runner.encode(step, details));
+    this.#steps.push(runner.encode(step, details, begin));
     this.#encodeMs = performance.now() - start;
     return true;
   }

@@ -150,19 +150,20 @@ export class Runner {
    * that was encoded before.
    *
    * @param details What is reported of each token. More than its id can be read of the step submitted last alone.
+   * @param begin Whether the device has nothing to do meanwhile: what is encoded first of a long step is submitted at once then.
    */
-  encode(step: ScheduledStep, details: Details = "none"): EncodedStep {
-    return step.task === "score" ? this.#encodeScore(step) : this.#encodeDraws(step, details);
+  encode(step: ScheduledStep, details: Details = "none", begin = false): EncodedStep {
+    return step.task === "score" ? this.#encodeScore(step, begin) : this.#encodeDraws(step, details, begin);
   }
 
-  #encodeDraws(step: ScheduledStep, details: Details): EncodedStep {
+  #encodeDraws(step: ScheduledStep, details: Details, begin: boolean): EncodedStep {
     const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details, this.#slots);
     const limits = this.#limits(step), captured = this.#capture(limits, sampler), { program, builder } = captured;
     const drawing = scheduled.filter(({ draws }) => draws).map(({ sequence }) => sequence);
     const firstSlot = this.#slots.take(scheduled);
     const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slots: this.#slots });
     this.#copier.copy(step.copies, this.#submission);
-    program.run({ inputs: { ...inputs, ...rowInputs }, sizes }, this.#submission);
+    program.run({ inputs: { ...inputs, ...rowInputs }, sizes }, this.#submission, begin);
     // Whatever fails here fails the next step too.
     if (captured.short && ++captured.steps === JOINED_AFTER) program.join().catch(() => {});
     // A step of decoding, and a whole chunk of a prompt, are mostly followed by one like it.
@@ -181,12 +182,12 @@ export class Runner {
     };
   }
 
-  #encodeScore(step: ScheduledStep): EncodedStep {
+  #encodeScore(step: ScheduledStep, begin: boolean): EncodedStep {
     const limits = this.#limits(step), maxLogitRows = Math.min(limits.maxTokens, this.maxLogitsTokens);
     const { program, builder } = this.#capture({ ...limits, maxLogitRows }, "logits");
     const { inputs, sizes } = builder.build(step.scheduled, { rows: "all" });
     this.#copier.copy(step.copies, this.#submission);
-    program.run({ inputs, sizes }, this.#submission);
+    program.run({ inputs, sizes }, this.#submission, begin);
     this.#encodeAlike = undefined;
     const readLogits = async (options?: ReadOptions): Promise<Float32Array<ArrayBuffer>> =>
       await program.read(0, sizes, options) as Float32Array<ArrayBuffer>;
@@ -207,14 +208,14 @@ export class Runner {
    * Submits what has been encoded, waits for steps and reads what they drew.
    *
    * @param steps Encoded one after another, and all that was.
-   * @param meanwhile Called while the device works: a step that it encodes is submitted as soon as the others have been read. Unless
-   * given, what a step like the last one runs is encoded.
+   * @param meanwhile Called while the device works: a step that it encodes is submitted as soon as the others have been read. Returns
+   * whether it encodes one; where not, what a step like the last one runs is encoded.
    */
-  async read(steps: readonly EncodedStep[], meanwhile?: () => void): Promise<StepResult[]> {
+  async read(steps: readonly EncodedStep[], meanwhile: () => boolean = () => false): Promise<StepResult[]> {
     const read: Read = { sampled: [], logits: [] }, parts = this.#partsOf(steps);
     for (const [i, part] of parts.entries()) {
       await part(read, {
-        ...(i === 0 && { behind: this.#submission, meanwhile: meanwhile ?? this.#encodeAlike }),
+        ...(i === 0 && { behind: this.#submission, meanwhile: () => void (meanwhile() || this.#encodeAlike?.()) }),
         ...(i === parts.length - 1 && { arrived: () => this.submit() }),
       });
     }

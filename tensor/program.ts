@@ -42,6 +42,12 @@ export interface CompileOptions {
  */
 const JOINED_WORKGROUPS = [264, 132];
 
+/**
+ * Dispatches of a run that is worth being submitted in two parts, of which the first is a quarter: encoding takes some 8 us a dispatch,
+ * and another submission 50 to 110.
+ */
+const MANY_DISPATCHES = 96;
+
 /** What a run encodes: a dispatch of the compiler's, or a joined one. */
 type Step = Pick<Dispatch, "pipeline" | "bindGroup" | "grid" | "fixed">;
 
@@ -91,13 +97,20 @@ export class Program {
    * submission and for {@linkcode Program.read}. Runs of a program are submitted in their order.
    *
    * @param submission Where the run waits to be submitted with others, if it is not to be submitted alone.
+   * @param begin Whether the first of many dispatches, and all runs that wait, are submitted before the others are encoded: where the
+   * device has nothing to do meanwhile.
    */
-  run(values: RunValues = {}, submission?: Submission): void {
+  run(values: RunValues = {}, submission?: Submission, begin = false): void {
     const within = submission ?? new Submission(this.device), from = this.#upload(values, within);
     const { sizes = {} } = values, ahead = this.#ahead;
     this.#ahead = undefined;
-    const encoded = ahead && !from && this.#sameSizes(ahead.sizes, sizes);
-    within.add(encoded ? ahead.commands : this.#commands(sizes, from), () => this.#check());
+    const encoded = ahead && !from && this.#sameSizes(ahead.sizes, sizes), check = (): void => this.#check();
+    const first = begin && !encoded && this.#steps.length >= MANY_DISPATCHES ? this.#steps.length >> 2 : 0;
+    if (first > 0) {
+      within.add(this.#commands(sizes, from, 0, first), check);
+      within.flush();
+    }
+    within.add(encoded ? ahead.commands : this.#commands(sizes, first > 0 ? undefined : from, first), check);
     this.#submission = submission;
     if (!submission) within.flush();
   }
@@ -162,12 +175,12 @@ export class Program {
     return [...this.#compiler.sizeSlots.keys()].every((name) => a[name] === b[name]);
   }
 
-  /** @param from Where the values have to be copied from. */
-  #commands(sizes: Sizes, from?: GPUBuffer): GPUCommandBuffer {
+  /** @param from Where the values have to be copied from. @param first First dispatch. @param end That behind the last one. */
+  #commands(sizes: Sizes, from?: GPUBuffer, first = 0, end?: number): GPUCommandBuffer {
     const encoder = this.device.gpu.createCommandEncoder(), { upload, host } = this.#compiler;
     if (from) encoder.copyBufferToBuffer(from, 0, upload.buffer, 0, host.byteLength);
     const pass = encoder.beginComputePass();
-    this.#encode(pass, sizes);
+    this.#encode(pass, sizes, this.#steps.slice(first, end));
     pass.end();
     return encoder.finish();
   }
@@ -208,10 +221,10 @@ export class Program {
     else view.set(values);
   }
 
-  #encode(pass: GPUComputePassEncoder, sizes: Sizes): void {
+  #encode(pass: GPUComputePassEncoder, sizes: Sizes, steps: readonly Step[]): void {
     const resolve: Resolver = (dim) => resolveDim(dim, sizes);
     let pipeline: GPUComputePipeline | undefined;
-    for (const dispatch of this.#steps) {
+    for (const dispatch of steps) {
       const [x, y, z] = dispatch.fixed ?? dispatch.grid(resolve);
       if (x === 0 || y === 0 || z === 0) continue;
       if (dispatch.pipeline !== pipeline) pass.setPipeline(pipeline = dispatch.pipeline);

@@ -9,8 +9,10 @@ import {
   type Device,
   DeviceLostError,
   type DeviceOptions,
+  gather,
   input,
   map,
+  type Node,
   openDevice,
   type Program,
   reduceLast,
@@ -110,6 +112,38 @@ deviceTest("a run that is given elsewhere comes after those of its program that 
   else program.run(values([6]));
   assertEquals([...await program.read(0)], [123456]);
   program.dispose();
+});
+
+deviceTest("the first dispatches of a long run begin before the others are encoded", async (device) => {
+  const log = device.storage("f32", [1], "log"), short = logger(device, log, 10), length = 100, rows = 8;
+  using long = compile(device, () => {
+    let x: Node = input("x", "f32", [rows, 3]);
+    // Rows at the places of the greatest elements: each step needs memory for the whole of the one before.
+    for (let i = 0; i < length; i++) {
+      x = map("add", gather(x, reshape(reduceLast(x, "argmax"), [rows])), constant(i, "f32"));
+    }
+    return x;
+  });
+  const inputs = { x: Float32Array.from({ length: rows * 3 }, (_, i) => (i * 7) % 11) };
+  long.run({ inputs });
+  const expected = await long.read(0);
+  using submission = new Submission(device);
+  const submissions = watchSubmissions(device);
+  for (let run = 0; run < 2; run++) {
+    short.run(values([run + 1]), submission, true);
+    long.run({ inputs }, submission, true);
+    assertEquals([submissions.splice(0), submission.size], [[2], 1], "a short run waits, and goes along");
+    submission.flush();
+    submissions.length = 0;
+    assertEquals(await long.read(0), expected);
+    submissions.length = 0;
+  }
+  long.encodeAhead();
+  long.run({ inputs }, submission, true);
+  assertEquals([submissions, submission.size], [[], 1], "what is encoded already is not divided");
+  submission.flush();
+  assertEquals([...await device.readStorage(log)], [12]);
+  short.dispose();
 });
 
 deviceTest("a read goes along with what waits, and something is done meanwhile", async (device) => {
