@@ -28,8 +28,8 @@ export interface LookAheadOptions {
   readonly detailsOf: (scheduled: Scheduled) => Details;
 }
 
-/** A run lasts about so many milliseconds: a read costs 0.1 ms, and tokens are not to come in lumps. */
-const RUN_MS = 12;
+/** A run lasts about so many milliseconds: around a read a GPU idles for half of one, and tokens are not to come in lumps. */
+const RUN_MS = 24;
 
 /** Submits steps in runs and reads them in order. */
 export class LookAhead {
