@@ -4,7 +4,7 @@
  * @module
  */
 import { type Dim, maxOf } from "../tensor/dim.ts";
-import { type Caps, dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
+import { type Caps, dimWgsl, INPUTS_READY, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST, mostJoinedTiles, TILE } from "./attention_layout.ts";
 import { blockFunctions, octet, type QuantisedStore, quantiseFinished, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
@@ -64,17 +64,16 @@ function heldTilesOf(rows: Dim, tiles: number): number {
 export function mergeWgsl(call: KernelCall<MergeParams>, caps: Caps): KernelSource {
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
   const heldTiles = heldTilesOf(rows, tileCount);
-  const joinedLanes = tileCount <= mostJoinedTiles ? caps.joinedLanes : undefined;
-  const lanes = joinedLanes ?? Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
+  if (caps.joinedLanes !== undefined && tileCount <= mostJoinedTiles) return fewTilesWgsl(call, caps, caps.joinedLanes);
+  const lanes = Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
   const { quantise = false } = call.params;
   const load = (u: number, tile: string) =>
     `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;
   return {
-    inputs: [{ name: "sums" }, { name: "stats", width: 2 }, { name: "query_start" }, { name: "context_lens" }],
-    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
+    ...mergePorts(quantise),
     workgroupSize: [lanes, 1, 1],
     subgroups: quantise && caps.subgroups,
-    declarations: `${quantise ? `var<workgroup> finished: array<f32, ${headDim}>;\n${blockFunctions(lanes, caps)}` : ""}
+    declarations: `${finishedWgsl(quantise, headDim, lanes, caps)}
 var<workgroup> greatest_to: array<f32, ${lanes}>;
 var<workgroup> factors: array<vec4f, ${lanes}>;`,
     main: `${rowWgsl(dimWgsl(rows))}
@@ -122,11 +121,70 @@ var<workgroup> factors: array<vec4f, ${lanes}>;`,
     workgroupBarrier();
   }
   let weight = select(0.0, 1.0 / max(total, 1e-37), total > 0.0);
+  ${storeHead(quantise, heads, headDim, caps)}`,
+  };
+}
+
+/** Inputs and outputs of a merge. */
+function mergePorts(quantise: boolean): Pick<KernelSource, "inputs" | "outputs"> {
+  return {
+    inputs: [{ name: "sums" }, { name: "stats", width: 2 }, { name: "query_start" }, { name: "context_lens" }],
+    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
+  };
+}
+
+/** Declarations for a result in codes. */
+function finishedWgsl(quantise: boolean, headDim: number, lanes: number, caps: Caps): string {
+  return quantise ? `var<workgroup> finished: array<f32, ${headDim}>;\n${blockFunctions(lanes, caps)}` : "";
+}
+
+/** WGSL that stores `value` times `weight`, a feature of `head` a lane. */
+function storeHead(quantise: boolean, heads: number, headDim: number, caps: Caps): string {
+  return quantise
+    ? quantiseHead(`(row * ${heads}u + head) * ${headDim / octet}u`, headDim, caps)
+    : `if (lane < ${headDim}u) { store_attended((row * ${heads}u + head) * ${headDim}u + lane, value * weight); }`;
+}
+
+/** WGSL of one more tile in the running sums: `peak`, `total` and the values. `stats` is a vec2f. */
+function addTile(tile: number, values: readonly string[], type: string): string {
+  return `if (${tile}u < tiles) {
+      let next = max(peak, stats${tile}.x);
+      let before = exp2((peak - next) * exponent);
+      let now = exp2((stats${tile}.x - next) * exponent);
+      ${values.map((value) => `${value} = fma(${value}, ${type}(before), ${value}${tile} * now);`).join("\n      ")}
+      total = fma(total, before, stats${tile}.y * now);
+      peak = next;
+    }
+    `;
+}
+
+/** The shader of a merge of few tiles: all are read at once, before it is known how many there are. */
+function fewTilesWgsl(call: KernelCall<MergeParams>, caps: Caps, lanes: number): KernelSource {
+  const { rows, sequences, tiles, heads, headDim } = mergeSizesOf(call), { scale, quantise = false } = call.params;
+  const place = (tile: number): string => `(row * ${tiles}u + ${tile}u) * ${heads}u + head`;
+  return {
+    ...mergePorts(quantise),
+    workgroupSize: [lanes, 1, 1],
+    subgroups: quantise && caps.subgroups,
+    declarations: finishedWgsl(quantise, headDim, lanes, caps),
+    main: `${rowWgsl(dimWgsl(rows))}
+  let head = workgroup.x;
+  let feature = min(lane, ${headDim - 1}u);
+  ${seenWgsl(sequences)}
+  ${INPUTS_READY}
   ${
-      quantise
-        ? quantiseHead(`(row * ${heads}u + head) * ${headDim / octet}u`, headDim, caps)
-        : `if (lane < ${headDim}u) { store_attended((row * ${heads}u + head) * ${headDim}u + lane, value * weight); }`
-    }`,
+      repeat(tiles, (i) =>
+        `let stats${i} = stats(${place(i)});
+  let value${i} = sums((${place(i)}) * ${headDim}u + feature);
+  `)
+    }
+  let exponent = ${scale * Math.LOG2E};
+  var peak = ${LOWEST};
+  var total = 0.0;
+  var value = 0.0;
+  ${repeat(tiles, (i) => addTile(i, ["value"], "f32"))}
+  let weight = select(0.0, 1.0 / max(total, 1e-37), total > 0.0);
+  ${storeHead(quantise, heads, headDim, caps)}`,
   };
 }
 
@@ -138,52 +196,54 @@ function quantiseHead(first: string, headDim: number, caps: Caps): string {
   ${quantiseFinished(start, `${first} + lane`, `lane < ${octets}u`, caps)}`;
 }
 
+/** Rows whose tiles a workgroup merges, from `token0` on. */
+export interface MergedRows {
+  readonly rows: number;
+  readonly lanes: number;
+  readonly store: QuantisedStore;
+}
+
 /**
- * WGSL that merges the tiles of the only row and quantises the result, eight features an invocation, in uniform control flow: the
- * order of summation is that of {@linkcode mergeWgsl}. For few tiles: all are read at once.
+ * WGSL that merges the tiles of rows, each the only one of its sequence, and quantises the results, eight features an invocation, in
+ * uniform control flow: the order of summation is that of {@linkcode mergeWgsl}. For few tiles: all are read at once.
  */
 export function mergeOctetsWgsl(
   { tiles, heads, headDim }: ReturnType<typeof mergeSizesOf>,
   { scale }: MergeParams,
-  lanes: number,
-  store: QuantisedStore,
+  { rows, lanes, store }: MergedRows,
   caps: Caps,
 ): { loads: string; rest: string } {
   const octets = heads * headDim / octet, exponent = scale * Math.LOG2E, vectors = heads * headDim / 4;
-  const turn = (first: number): string =>
+  const count = rows * octets;
+  const place = rows === 1 ? "let row = 0u;" : `let row = min(token0 + all / ${octets}u, tokens - 1u);`;
+  const first = (i: number, each: number): string =>
+    rows === 1 ? `${i * each}u` : `(row * ${tiles}u + ${i}u) * ${each}u`;
+  const turn = (from: number): string =>
     `{
-    let at = lane + ${first}u;
-    let own = min(at, ${octets - 1}u);
+    let at = lane + ${from}u;
+    let all = min(at, ${count - 1}u);
+    ${place}
+    let own = ${rows === 1 ? "all" : `all % ${octets}u`};
     let head = own / ${headDim / octet}u;
+    ${ownRowWgsl}
     ${
       repeat(tiles, (i) =>
-        `let stats${i} = stats(${i * heads}u + head);
-    let low${i} = sums(${i * vectors}u + 2u * own);
-    let high${i} = sums(${i * vectors}u + 2u * own + 1u);
+        `let stats${i} = stats(${first(i, heads)} + head);
+    let low${i} = sums(${first(i, vectors)} + 2u * own);
+    let high${i} = sums(${first(i, vectors)} + 2u * own + 1u);
     `)
     }
+    let exponent = ${exponent};
     var peak = ${LOWEST};
     var total = 0.0;
     var low = vec4f();
     var high = vec4f();
-    ${
-      repeat(tiles, (i) =>
-        `if (${i}u < tiles) {
-      let next = max(peak, stats${i}.x);
-      let before = exp2((peak - next) * ${exponent});
-      let now = exp2((stats${i}.x - next) * ${exponent});
-      low = fma(low, vec4f(before), low${i} * now);
-      high = fma(high, vec4f(before), high${i} * now);
-      total = fma(total, before, stats${i}.y * now);
-      peak = next;
-    }
-    `)
-    }
+    ${repeat(tiles, (i) => addTile(i, ["low", "high"], "vec4f"))}
     let weight = select(0.0, 1.0 / max(total, 1e-37), total > 0.0);
     low *= weight;
     high *= weight;
-    ${quantiseOctet("at", `at < ${octets}u`, caps, store)}
+    ${quantiseOctet("at", `at < ${count}u`, caps, store)}
   }`;
-  const turns = Array.from({ length: Math.ceil(octets / lanes) }, (_, i) => turn(i * lanes));
-  return { loads: "", rest: `let row = 0u;\n${ownRowWgsl}\n${turns.join("\n")}` };
+  const turns = Array.from({ length: Math.ceil(count / lanes) }, (_, i) => turn(i * lanes));
+  return { loads: "", rest: turns.join("\n") };
 }

@@ -66,7 +66,7 @@ function stagedScoresWgsl(layout: DecodeLayout, headDim: number, own?: OwnToken)
       ${each(place)}
       ${each((c) => `let k${c} = ${loaded("keys", c)}; `)}
       ${each((c) => `let v${c} = ${loaded("values", c)}; `)}
-      ${own ? `if (tile == chunk) { ${INPUTS_READY} }\n${own.queries}` : ""}
+      ${own ? `if (tile == chunk) { ${INPUTS_READY} }\n${own.queries}\n${own.loads}` : ""}
       ${each((c) => stageWgsl(`key${c}`, `unit${c}`, `k${c}`, row))}
       workgroupBarrier();
       ${own?.stage("key", row) ?? ""}
@@ -223,6 +223,8 @@ export interface OwnToken {
   readonly declarations: string;
   /** Puts the queries into workgroup memory, in the first tile. */
   readonly queries: string;
+  /** Loads the own key and value, in the last tile. */
+  readonly loads: string;
   /** Puts the own key or value in its place, in the last tile, and into the pool. Ends with a barrier. */
   stage(what: "key" | "value", row: StagedRow): string;
 }

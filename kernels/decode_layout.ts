@@ -48,20 +48,26 @@ export interface DecodeLayout {
 /**
  * Query heads of a workgroup where few rows leave processors without work: as few as give no more workgroups than an H100 holds
  * at once, since those of one key head read the same keys. With one head each they are best half as many. Microseconds of
- * the shape of Qwen2.5-0.5B, one sequence of 8,192 positions: 31.6, 13.2, 9.0 and 13.0 with 1, 2, 4 and 7 heads.
+ * the shape of Qwen2.5-0.5B, one sequence of 8,192 positions: 31.6, 13.2, 9.0 and 13.0 with 1, 2, 4 and 7 heads; with 256
+ * invocations a workgroup, 8 sequences of 512 positions: 16.0, 9.7, 8.0 and 8.8.
  */
-function fewHeads(parts: number, group: number): number {
-  return [1, 2, 4].find((heads) => parts * Math.ceil(group / heads) <= (heads === 1 ? 128 : 256)) ?? 8;
+function fewHeads(parts: number, group: number, joined: boolean): number {
+  const most = (heads: number): number => heads === 1 || (joined && heads === 2) ? 128 : 256;
+  return [1, 2, 4].find((heads) => parts * Math.ceil(group / heads) <= most(heads)) ?? 8;
 }
 
 /** Chooses the layout of a call on a device. */
 export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Caps): DecodeLayout {
-  const { rows, heads, kvHeads, headDim, maxBlocks } = sizesOf(call), group = heads / kvHeads, { params } = call;
+  const { rows, heads, kvHeads, headDim, maxBlocks } = sizesOf(call),
+    group = heads / kvHeads,
+    { params } = call;
   const few = maxOf(rows) * kvHeads <= 16, tiles = Math.ceil(maxBlocks * params.blockSize / TILE);
   const joined = caps.joinedLanes !== undefined && tiles <= mostJoinedTiles;
-  const most = params.headsPerShare ?? (few ? fewHeads(maxOf(rows) * kvHeads * tiles, group) : 8);
+  const most = params.headsPerShare ?? (few ? fewHeads(maxOf(rows) * kvHeads * tiles, group, joined) : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
-  const width = params.width ?? (few ? 2 : 4);
+  // Values of four features have the type of the codes that products of several tokens keep (`int8_activations.ts`): where dispatches are
+  // joined the two share their workgroup memory, and a processor holds two workgroups rather than one.
+  const width = params.width ?? (few && !(joined && maxOf(rows) > 2) ? 2 : 4);
   const wanted = params.lanes ?? (joined ? caps.joinedLanes : undefined) ??
     (few ? TILE : Math.min(256, TILE * Math.ceil(lines * headDim / width / TILE)));
   const lanes = Math.max(TILE, Math.min(wanted, caps.maxInvocations - caps.maxInvocations % TILE));

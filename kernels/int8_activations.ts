@@ -1,10 +1,10 @@
 /**
- * Where an int8 product takes its activations from: codes in memory, or, for one token, what a kernel before it would turn
+ * Where an int8 product takes its activations from: codes in memory, or, for few tokens, what a kernel before it would turn
  * into codes. Every workgroup then does that kernel's work for itself, since a dispatch costs more than the repetition.
  *
  * @module
  */
-import { maxOf } from "../tensor/dim.ts";
+import { formatShape, maxOf } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall, Port, RewriteContext, TensorType } from "../tensor/kernel.ts";
 import type { Node } from "../tensor/node.ts";
 import { mergeOctetsWgsl, type MergeParams, mergeSizesOf } from "./attention_merge_wgsl.ts";
@@ -12,6 +12,7 @@ import { attentionMergeKernel } from "./decode_attention.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rmsNormQuantise32Kernel } from "./quantise.ts";
 import { normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
+import { indices } from "./unroll.ts";
 
 /** The kernel whose work a product does, with its parameters. The product has its inputs in place of codes and scales. */
 export type Int8Source =
@@ -27,8 +28,11 @@ const mostOwn: readonly { readonly columns: number; readonly rows: number }[] = 
   { columns: 4096, rows: 8192 },
 ];
 
-/** Tiles up to which partial results of attention are merged so: 1,024 positions. */
-const mostTiles = 8;
+/** Tokens and columns up to which workgroups of joined dispatches make or share the codes of several tokens. */
+const mostSeveral = { tokens: 8, columns: 1024 } as const;
+
+/** Tiles up to which partial results of attention are merged so, of one token and of several: 1,024 and 512 positions. */
+const mostTiles = { one: 8, several: 4 } as const;
 
 function kernelOf({ kind }: Int8Source): Kernel<unknown> {
   return (kind === "norm" ? rmsNormQuantise32Kernel : attentionMergeKernel) as Kernel<unknown>;
@@ -57,25 +61,36 @@ export function codesReference(
   return kernelOf(source).reference(call, given);
 }
 
+/** Whether a workgroup may make the codes of several tokens: it has many lanes then. */
+export function makesSeveral({ joinedLanes, subgroups, cpu }: Caps): boolean {
+  return joinedLanes !== undefined && subgroups && !cpu;
+}
+
+/** Whether several stages have room for the codes of so many tokens. */
+function hasRoom(tokens: number, columns: number): boolean {
+  return tokens <= mostSeveral.tokens && columns <= mostSeveral.columns;
+}
+
 /** The source that makes `codes` and `scales`, where a product had better do its work. */
 export function sourceOf(
   [codes, scales, first]: readonly Node[],
-  { readers }: RewriteContext,
+  { readers, caps }: RewriteContext,
 ): { source: Int8Source; inputs: readonly Node[] } | undefined {
-  if (codes?.op !== "kernel" || maxOf(codes.shape[0]!) !== 1) return undefined;
-  if (readers(codes) !== 2 || readers(scales!) !== 1) return undefined;
-  const columns = 4 * (codes.shape[1] as number), rows = first!.shape[0] as number;
+  if (codes?.op !== "kernel" || readers(codes) !== 2 || readers(scales!) !== 1) return undefined;
+  const columns = 4 * (codes.shape[1] as number), rows = first!.shape[0] as number, tokens = maxOf(codes.shape[0]!);
+  if (tokens !== 1 && !(makesSeveral(caps) && hasRoom(tokens, columns))) return undefined;
   if (!mostOwn.some((most) => columns <= most.columns && rows <= most.rows)) return undefined;
   const { src: inputs, kernel } = codes;
   if (kernel === rmsNormQuantise32Kernel as Kernel<unknown>) {
     return { source: { kind: "norm", params: codes.params as RmsNormParams }, inputs };
   }
   if (kernel !== attentionMergeKernel as Kernel<unknown>) return undefined;
-  const few = (inputs[0]!.shape[1] as number) <= mostTiles && inputs[3]!.shape[0] === 1;
+  const alone = formatShape([inputs[0]!.shape[0]!]) === formatShape([inputs[3]!.shape[0]!]);
+  const few = alone && (inputs[0]!.shape[1] as number) <= (tokens === 1 ? mostTiles.one : mostTiles.several);
   return few ? { source: { kind: "merge", params: codes.params as MergeParams }, inputs } : undefined;
 }
 
-/** How a shader reads its activations: through `codes(i)`, 16 columns, and `scales(i)`, of a block. */
+/** How a shader reads its activations. */
 export interface Activations {
   readonly ports: readonly Port[];
   readonly declarations: string;
@@ -83,47 +98,115 @@ export interface Activations {
   readonly loads: string;
   /** Ends with a barrier. Empty where codes come from memory. */
   readonly rest: string;
+  /** WGSL that declares `low`, `high` and `scale` of a block of 32 columns, of a token of the workgroup. */
+  block(token: number, at: string): string;
 }
 
+/** The workgroup that reads activations. */
+export interface ActivationsUse {
+  readonly columns: number;
+  /** Tokens of a workgroup: `token0` on, of `tokens` in all. */
+  readonly tokens: number;
+  readonly lanes: number;
+  /** Lanes that read the same columns. */
+  readonly sharing: number;
+}
+
+const memoryPorts: readonly Port[] = [{ name: "codes", width: 4 }, { name: "scales", width: 2 }];
+
 const fromMemory: Activations = {
-  ports: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }],
+  ports: memoryPorts,
   declarations: "",
   loads: "",
   rest: "",
+  block: (token, at) =>
+    `let low = codes((x_${token} + ${at}) * 2u);\nlet high = codes((x_${token} + ${at}) * 2u + 1u);\n` +
+    `let scale = scales(x_${token} + ${at});\n`,
 };
 
-/** The text for workgroups of `lanes` invocations. `types` are those of the product's inputs. */
+/** Lanes that read the same columns, from which on they load them together. */
+const leastSharing = 128;
+
+/** The text for a workgroup. `types` are those of the product's inputs. */
 export function activationsOf(
   source: Int8Source | undefined,
   types: readonly TensorType[],
-  columns: number,
-  lanes: number,
+  use: ActivationsUse,
   caps: Caps,
 ): Activations {
-  if (!source) return fromMemory;
-  const store = { codes: "keep_codes", scales: "keep_scales" }, own = ownCodes(columns);
+  const { columns, tokens, lanes, sharing } = use, own = ownCodes(use);
+  if (!source) {
+    const shared = tokens > 1 && caps.joinedLanes !== undefined && hasRoom(tokens, columns);
+    return shared && sharing >= leastSharing
+      ? { ...own, ports: memoryPorts, loads: "", rest: copyCodes(use) }
+      : fromMemory;
+  }
+  const store = { codes: "keep_codes", scales: "keep_scales" };
   if (source.kind === "norm") {
-    const from = `workgroup.x * ${columns / 8}u`, { eps } = source.params;
-    const { loads, rest } = normaliseWgsl({ columns, lanes, eps, from, to: "0u", store }, caps);
+    const octets = columns / 8, each = lanes / tokens, { eps } = source.params;
+    const rows = tokens === 1
+      ? { from: `workgroup.x * ${octets}u`, to: "0u" }
+      : { from: `min(token0 + team_row, tokens - 1u) * ${octets}u`, to: `team_row * ${octets}u` };
+    const { loads, rest } = normaliseWgsl({ columns, lanes: each, rows: tokens, eps, ...rows, store }, caps);
     const ports: Port[] = [{ name: "x", width: 4 }, { name: "weight", width: 4 }];
-    return { ports, declarations: normaliseDeclarations(lanes) + own, loads, rest: `${rest}\nworkgroupBarrier();\n` };
+    const declarations = normaliseDeclarations(lanes) + own.declarations;
+    return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n` };
   }
   const call: KernelCall<MergeParams> = { params: source.params, inputs: types.slice(0, 4), outputs: [] };
-  const { loads, rest } = mergeOctetsWgsl(mergeSizesOf(call), source.params, lanes, store, caps);
+  const { loads, rest } = mergeOctetsWgsl(mergeSizesOf(call), source.params, { rows: tokens, lanes, store }, caps);
   const ports: Port[] = [
     ...[{ name: "sums", width: 4 }, { name: "stats", width: 2 }] as const,
     ...[{ name: "query_start" }, { name: "context_lens" }],
   ];
-  return { ports, declarations: own, loads, rest: `${rest}\nworkgroupBarrier();\n` };
+  return { ...own, ports, loads, rest: `${rest}\nworkgroupBarrier();\n` };
 }
 
-/** Workgroup memory for the codes of a token, under the names by which they are read from memory. */
-function ownCodes(columns: number): string {
-  return `var<workgroup> own_codes: array<vec2u, ${columns / 8}>;
-var<workgroup> own_scales: array<vec2f, ${columns / 32}>;
-fn keep_codes(at: u32, words: vec2u) { own_codes[at] = words; }
-fn keep_scales(at: u32, scale: vec2f) { own_scales[at] = scale; }
-fn codes(at: u32) -> vec4u { return vec4u(own_codes[2u * at], own_codes[2u * at + 1u]); }
-fn scales(at: u32) -> vec2f { return own_scales[at]; }
+/**
+ * Workgroup memory for the codes and scales of tokens. Quarters of blocks lie apart, so that neighbours, which read one quarter of
+ * neighbouring blocks, use all banks.
+ */
+function ownCodes({ columns, tokens }: ActivationsUse): Pick<Activations, "declarations" | "block"> {
+  const octets = columns / 8, blocks = columns / 32, scales = tokens * octets;
+  const declarations = `var<workgroup> own_codes: array<vec2u, ${scales + tokens * blocks}>;
+fn keep_codes(at: u32, words: vec2u) {
+  let token = at / ${octets}u;
+  let own = at % ${octets}u;
+  own_codes[token * ${octets}u + (own & 3u) * ${blocks}u + (own >> 2u)] = words;
+}
+fn keep_scales(at: u32, scale: vec2f) { own_codes[${scales}u + at] = bitcast<vec2u>(scale); }
 `;
+  const quarter = (token: number, i: number, at: string): string =>
+    `own_codes[${token * octets + i * blocks}u + ${at}]`;
+  return {
+    declarations,
+    block: (token, at) =>
+      `let low = vec4u(${quarter(token, 0, at)}, ${quarter(token, 1, at)});\n` +
+      `let high = vec4u(${quarter(token, 2, at)}, ${quarter(token, 3, at)});\n` +
+      `let scale = bitcast<vec2f>(own_codes[${scales + token * blocks}u + ${at}]);\n`,
+  };
+}
+
+/** Puts codes and scales of the workgroup's tokens into its memory: all loads, then all stores. */
+function copyCodes({ columns, tokens, lanes }: ActivationsUse): string {
+  const all = (count: number, text: (turn: number, inside: string) => string): string =>
+    indices(Math.ceil(count / lanes)).map((turn) =>
+      `let ${name(count, turn)} = lane + ${turn * lanes}u;\n` + text(turn, `${name(count, turn)} < ${count}u`)
+    ).join("");
+  const name = (count: number, turn: number): string => `own_${count}_${turn}`;
+  const codes = tokens * columns / 16, scales = tokens * columns / 32;
+  const from = (at: string, count: number, each: number): string => {
+    const own = `min(${at}, ${count - 1}u)`;
+    return `min(token0 + ${own} / ${each}u, tokens - 1u) * ${each}u + ${own} % ${each}u`;
+  };
+  const loads = all(codes, (turn) => `let codes_${turn} = codes(${from(name(codes, turn), codes, columns / 16)});\n`) +
+    all(scales, (turn) => `let scales_${turn} = scales(${from(name(scales, turn), scales, columns / 32)});\n`);
+  const stores = indices(Math.ceil(codes / lanes)).map((turn) => {
+    const at = name(codes, turn);
+    return `if (${at} < ${codes}u) { keep_codes(2u * ${at}, codes_${turn}.xy); ` +
+      `keep_codes(2u * ${at} + 1u, codes_${turn}.zw); }\n`;
+  }).join("") + indices(Math.ceil(scales / lanes)).map((turn) => {
+    const at = name(scales, turn);
+    return `if (${at} < ${scales}u) { keep_scales(${at}, scales_${turn}); }\n`;
+  }).join("");
+  return `${loads}${stores}workgroupBarrier();\n`;
 }

@@ -15,7 +15,14 @@
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
 import { type Caps, type Cost, dimWgsl, type Kernel, type KernelCall, type TensorType } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
-import { activationInputs, codesReference, codeTypes, type Int8Source, sourceOf } from "./int8_activations.ts";
+import {
+  activationInputs,
+  codesReference,
+  codeTypes,
+  type Int8Source,
+  makesSeveral,
+  sourceOf,
+} from "./int8_activations.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
 import { hasBlocksForm, type Int8Form, int8Form, type Int8Size } from "./int8_variants.ts";
@@ -172,7 +179,7 @@ function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<numb
 export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = int8Form): Kernel<Int8Params> {
   const sized = (call: KernelCall<Int8Params>, caps: Caps): { product: Sizes; form: Int8Form } => {
     const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, source, quantise } = product;
-    const maxTokens = source ? 1 : maxOf(tokens);
+    const maxTokens = source && !makesSeveral(caps) ? 1 : maxOf(tokens);
     return {
       product,
       form: choose(caps, { maxTokens, rows, columns, blocks: quantise, makesCodes: source !== undefined }),

@@ -54,11 +54,7 @@ function prologue(product: Int8Product, form: RowsForm, weight: Int8Weight): str
       `let affine_${row} = row_${row} * ${weight.groups}u;`,
     );
   }
-  for (const m of indices(tokens)) {
-    // Activations that the workgroup has made are its own.
-    const token = product.source === undefined ? `min(token0 + ${m}u, tokens - 1u) * ${blocks}u` : "0u";
-    lines.push(`let x_${m} = ${token};`);
-  }
+  for (const m of indices(tokens)) lines.push(`let x_${m} = min(token0 + ${m}u, tokens - 1u) * ${blocks}u;`);
   return lines.join("\n") + "\n" + eachSum(form, (name) => `var ${name} = 0.0;`) + "\n";
 }
 
@@ -79,22 +75,23 @@ function loadsText(at: readonly string[], form: RowsForm, weight: Int8Weight): s
 }
 
 /** Multiplies what {@linkcode loadsText} has loaded, `count` blocks, by every token's. */
-function productsText(count: number, form: RowsForm, weight: Int8Weight): string {
+function productsText(count: number, { form, weight, activations }: Parts, first = 0): string {
   let text = "";
-  for (const u of indices(count)) {
+  for (const u of indices(count).map((i) => first + i)) {
     for (const row of indices(form.rows)) {
       const [low, high] = weight.words(indices(weight.loads).map((i) => `w_${u}_${row}_${i}`));
       text += `let low_${u}_${row} = ${low};\nlet high_${u}_${row} = ${high};\n`;
     }
-    for (const m of indices(form.tokens)) text += `{\n${tokenText(u, m, form, weight)}}\n`;
+    for (const m of indices(form.tokens)) {
+      text += `{\n${activations.block(m, `at_${u}`)}${tokenText(u, m, form, weight)}}\n`;
+    }
   }
   return text;
 }
 
-/** One token's block times that of every row. */
+/** One token's block, `low`, `high` and `scale`, times that of every row. */
 function tokenText(u: number, m: number, form: RowsForm, weight: Int8Weight): string {
-  let text = `let low = codes((x_${m} + at_${u}) * 2u);\nlet high = codes((x_${m} + at_${u}) * 2u + 1u);\n` +
-    `let scale = scales(x_${m} + at_${u});\n`;
+  let text = "";
   if (weight.offset) {
     text += `var codes_sum = 0;\n${addDots("codes_sum", "low", "ones")}\n${addDots("codes_sum", "high", "ones")}\n` +
       `let start = ${floatBits} + (codes_sum << 7u);\n`;
@@ -108,30 +105,38 @@ function tokenText(u: number, m: number, form: RowsForm, weight: Int8Weight): st
   return text;
 }
 
+/** What a shader is put together from. */
+interface Parts {
+  readonly form: RowsForm;
+  readonly weight: Int8Weight;
+  readonly activations: Activations;
+}
+
+/** Loads of weights that a lane has under way before it waits for the activations, 16 bytes each. */
+const mostAhead = 8;
+
 /**
  * All blocks of a row: a loop of `unroll` at a time, then what is left. Where the activations are made by the workgroup, or by a
  * dispatch that this one is joined to, the first loads come before that, since they wait for the memory alone.
  */
-function columnsText(
-  product: Int8Product,
-  form: RowsForm,
-  weight: Int8Weight,
-  activations: Activations,
-  caps: Caps,
-): string {
+function columnsText(product: Int8Product, parts: Parts, caps: Caps): string {
+  const { form, weight, activations } = parts, joined = caps.joinedLanes !== undefined;
   const blocks = product.columns / 32, stride = form.lanes * form.slices, { unroll } = form;
-  const whole = Math.floor(blocks / stride);
+  const whole = Math.floor(blocks / stride), some = blocks % stride !== 0;
   // Loads come first, so that they overlap.
   const body = (first: string, count: number): string =>
-    loadsText(indices(count).map((u) => `${first} + ${u * stride}u`), form, weight) + productsText(count, form, weight);
+    loadsText(indices(count).map((u) => `${first} + ${u * stride}u`), form, weight) + productsText(count, parts);
   let text = `let begin = slice * ${form.lanes}u + member;\n`, done = 0;
   if (weight.offset) text += "let ones = vec4u(0x01010101u);\n";
-  if (activations.rest !== "" || caps.joinedLanes !== undefined) {
-    done = Math.max(1, Math.min(unroll, whole));
-    const at = indices(done).map((u) => whole > 0 ? `begin + ${u * stride}u` : `min(begin, ${blocks - 1}u)`);
+  if (activations.rest !== "" || joined) {
+    const room = joined ? Math.max(unroll, Math.floor(mostAhead / (form.rows * weight.loads))) : unroll;
+    done = Math.min(room, whole);
+    const tail = some && done === whole && (whole === 0 || (joined && whole < room));
+    const at = indices(done).map((u) => `begin + ${u * stride}u`);
+    if (tail) at.push(`min(begin + ${whole * stride}u, ${blocks - 1}u)`);
     text += `${loadsText(at, form, weight)}${INPUTS_READY}\n${activations.loads}${activations.rest}`;
-    text += `${whole > 0 ? "" : `if (begin < ${blocks}u) `}{\n${productsText(done, form, weight)}}\n`;
-    if (whole === 0) return text;
+    text += productsText(done, parts);
+    if (tail) return `${text}if (begin + ${whole * stride}u < ${blocks}u) {\n${productsText(1, parts, done)}}\n`;
   }
   const loops = Math.floor((whole - done) / unroll);
   if (loops > 1) {
@@ -140,9 +145,7 @@ function columnsText(
   } else if (loops === 1) text += `{\n${body(`begin + ${done * stride}u`, unroll)}}\n`;
   const left = whole - done - loops * unroll, next = whole - left;
   if (left > 0) text += `{\n${body(`begin + ${next * stride}u`, left)}}\n`;
-  if (blocks % stride !== 0) {
-    text += `if (begin + ${whole * stride}u < ${blocks}u) {\n${body(`begin + ${whole * stride}u`, 1)}}\n`;
-  }
+  if (some) text += `if (begin + ${whole * stride}u < ${blocks}u) {\n${body(`begin + ${whole * stride}u`, 1)}}\n`;
   return text;
 }
 
@@ -155,7 +158,7 @@ interface Place {
 /** The store of one output: `first` and `partner` are texts of finished sums. */
 function storeText(product: Int8Product, form: RowsForm, at: Place, first: string, partner: string): string {
   const value = product.gate ? `silu_gate(${first}, ${partner})` : first;
-  if (product.quantise) return `finished[(${at.token}) * ${rowsOutputs(product, form)}u + ${at.output}] = ${value};\n`;
+  if (product.quantise) return `finished[${at.token} * ${rowsOutputs(product, form)}u + ${at.output}] = ${value};\n`;
   const token = `token0 + ${at.token}`, output = `output0 + ${at.output}`;
   return `if (${token} < tokens && ${output} < ${product.outputs}u) {\n` +
     `  store_y((${token}) * ${product.outputs}u + ${output}, ${value});\n}\n`;
@@ -176,21 +179,49 @@ ${quantiseFinished(`8u * min(item, ${count - 1}u)`, `token * ${all}u + octet`, i
   return `workgroupBarrier();\n` + turns.map((turn) => `{\n${text(`lane + ${turn * threads}u`)}\n}\n`).join("");
 }
 
-/** Stores of a team whose lanes have the finished sums. */
-function teamStores(product: Int8Product, form: RowsForm): string {
-  const each = teamOutputs(product, form);
-  const stores = indices(form.tokens).flatMap((m) =>
-    indices(each).map((row) =>
-      storeText(
-        product,
-        form,
-        { token: `${m}u`, output: `team * ${each}u + ${row}u` },
-        `sum_${row}_${m}`,
-        `sum_${row + each}_${m}`,
-      )
-    )
+/**
+ * Sums of a team by shuffles. An output of a token is a cell. At each distance lanes keep one half of their cells and give the other
+ * away, as long as they have two: what takes n shuffles a step otherwise takes n / 2, n / 4 and so on, and each lane ends with
+ * cells of its own. Sums are those of a butterfly over all lanes, bit for bit.
+ *
+ * @returns Its text; names of the sums of a lane's cells, and the WGSL of the first cell and of whether this lane stores them.
+ */
+function teamSums(
+  product: Int8Product,
+  form: RowsForm,
+): { text: string; cells: string[][]; first: string; own: string } {
+  const each = teamOutputs(product, form), { lanes } = form;
+  let cells = indices(form.tokens).flatMap((m) =>
+    indices(each).map((row) => indices(form.rows / each).map((half) => `sum_${row + half * each}_${m}`))
   );
-  return `if (member == 0u) {\n${stores.join("")}}\n`;
+  let text = "", distance = lanes / 2;
+  for (; distance >= 1 && cells.length % 2 === 0; distance /= 2) {
+    const kept = cells.slice(0, cells.length / 2);
+    const steps = kept.flatMap((names, i) =>
+      names.map((low, n) => {
+        const high = cells[i + kept.length]![n]!;
+        return `${low} = select(${low}, ${high}, upper) + subgroupShuffleXor(select(${high}, ${low}, upper), ${distance}u);`;
+      })
+    );
+    text += `{ let upper = (member & ${distance}u) != 0u;\n${steps.join("\n")} }\n`;
+    cells = kept;
+  }
+  const alike = 2 * distance; // neighbours that end with the same cells
+  for (; distance >= 1; distance /= 2) {
+    text += cells.flat().map((name) => `${name} += subgroupShuffleXor(${name}, ${distance}u);`).join(" ") + "\n";
+  }
+  const first = `(member >> ${Math.log2(alike)}u) * ${cells.length}u`;
+  return { text, cells, first, own: alike === 1 ? "true" : `(member & ${alike - 1}u) == 0u` };
+}
+
+/** Stores of a team whose lanes have finished sums. */
+function teamStores(product: Int8Product, form: RowsForm, { cells, first, own }: ReturnType<typeof teamSums>): string {
+  const each = teamOutputs(product, form), shift = Math.log2(each);
+  const stores = cells.map(([sum, partner], i) => {
+    const at = { token: `((cell + ${i}u) >> ${shift}u)`, output: `team * ${each}u + ((cell + ${i}u) & ${each - 1}u)` };
+    return storeText(product, form, at, sum!, partner ?? "");
+  });
+  return `if (${own}) {\nlet cell = ${first};\n${stores.join("")}}\n`;
 }
 
 /** Adds up `parts` partial sums of every output in workgroup memory; one invocation stores one output. */
@@ -199,7 +230,7 @@ function sharedStores(product: Int8Product, form: RowsForm, parts: number): stri
   const threads = threadsOf(form), count = outputs * form.tokens;
   const names = product.gate ? ["first", "partner"] : ["first"];
   const part = (name: string, p: string): string => {
-    return `${name} += partial[at${name === "first" ? "" : ` + ${each * form.tokens}u`} + ${p}];`;
+    return `${name} += partial[at${name === "first" ? "" : " + 1u"} + ${p}];`;
   };
   const step = form.groups * sums;
   const additions = parts <= 8
@@ -207,7 +238,7 @@ function sharedStores(product: Int8Product, form: RowsForm, parts: number): stri
     : `for (var p = 0u; p < ${parts * step}u; p += ${step}u) { ${names.map((name) => part(name, "p")).join(" ")} }`;
   const body = `let token = i >> ${Math.log2(outputs)}u;
 let own = i & ${outputs - 1}u;
-let at = (own >> ${Math.log2(each)}u) * ${sums}u + (own & ${each - 1}u) * ${form.tokens}u + token;
+let at = (own >> ${Math.log2(each)}u) * ${sums}u + (token * ${each}u + (own & ${each - 1}u)) * ${names.length}u;
 ${names.map((name) => `var ${name} = 0.0;`).join(" ")}
 ${additions}
 ${storeText(product, form, { token: "token", output: "own" }, "first", "partner")}`;
@@ -218,18 +249,15 @@ ${storeText(product, form, { token: "token", output: "own" }, "first", "partner"
 /** Brings the lanes' sums together and stores outputs. */
 function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: string; floats: number } {
   const sums = form.rows * form.tokens, { lanes, groups, slices } = form;
-  let text = "";
-  if (caps.subgroups) {
-    for (let distance = lanes / 2; distance >= 1; distance /= 2) {
-      text += eachSum(form, (name) => `${name} += subgroupShuffleXor(${name}, ${distance}u);`) + "\n";
-    }
-    if (slices === 1) return { text: text + teamStores(product, form) + quantiseText(product, form, caps), floats: 0 };
+  const team = caps.subgroups ? teamSums(product, form) : undefined;
+  if (team && slices === 1) {
+    return { text: team.text + teamStores(product, form, team) + quantiseText(product, form, caps), floats: 0 };
   }
-  const parts = caps.subgroups ? slices : slices * lanes;
-  const part = caps.subgroups ? "slice" : `(slice * ${lanes}u + member)`;
-  const put = `let put = (${part} * ${groups}u + team) * ${sums}u;\n` +
-    eachSum(form, (name, row, m) => `partial[put + ${row * form.tokens + m}u] = ${name};`) + "\n";
-  text += caps.subgroups ? `if (member == 0u) {\n${put}}\n` : put;
+  const parts = team ? slices : slices * lanes, part = team ? "slice" : `(slice * ${lanes}u + member)`;
+  const cells = (team ?? teamSums(product, { ...form, lanes: 1 })).cells, each = cells[0]!.length;
+  const put = `let put = (${part} * ${groups}u + team) * ${sums}u${team ? ` + ${team.first} * ${each}u` : ""};\n` +
+    cells.flat().map((name, i) => `partial[put + ${i}u] = ${name};`).join(" ") + "\n";
+  const text = team ? `${team.text}if (${team.own}) {\n${put}}\n` : put;
   return {
     text: `${text}workgroupBarrier();\n${sharedStores(product, form, parts)}${quantiseText(product, form, caps)}`,
     floats: parts * groups * sums,
@@ -240,7 +268,12 @@ function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: str
 export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): KernelSource {
   const weight = int8Weight(product.format, product.columns, caps), { gate, quantise, source, types } = product;
   const end = epilogue(product, form, caps), threads = threadsOf(form);
-  const activations = activationsOf(source, types, product.columns, threads, caps);
+  const activations = activationsOf(source, types, {
+    columns: product.columns,
+    tokens: form.tokens,
+    lanes: threads,
+    sharing: form.groups * form.lanes,
+  }, caps);
   const finished = quantise
     ? `var<workgroup> finished: array<f32, ${rowsOutputs(product, form) * form.tokens}>;\n`
     : "";
@@ -252,6 +285,6 @@ export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): Ke
     declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
       (quantise || source ? blockFunctions(threads, caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
-    main: prologue(product, form, weight) + columnsText(product, form, weight, activations, caps) + end.text,
+    main: prologue(product, form, weight) + columnsText(product, { form, weight, activations }, caps) + end.text,
   };
 }

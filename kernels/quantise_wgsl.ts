@@ -80,15 +80,16 @@ export function quantiseFinished(start: string, at: string, inside: string, caps
 /** Octets that an invocation of the fused norm keeps in registers; longer rows are read twice. */
 const keptOctets = 4;
 
-/** WGSL that adds up `squares` over a row's workgroup, into `total`. */
-function addUp(lanes: number, caps: Caps): string {
+/** WGSL that adds up `squares` over the lanes of a row, into `total`. */
+function addUp(lanes: number, rows: number, caps: Caps): string {
   const parts = caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
+  const first = rows > 1 ? `team_row * ${parts}u + ` : "";
   const put = parts < lanes
     ? `let together = subgroupAdd(squares);
     if (subgroupLane == 0u) { partial_squares[subgroup] = together; }`
     : "partial_squares[lane] = squares;";
   const terms = (count: number, from: string): string =>
-    Array.from({ length: count }, (_, i) => `total += partial_squares[${from}${i}u];`).join(" ");
+    Array.from({ length: count }, (_, i) => `total += partial_squares[${first}${from}${i}u];`).join(" ");
   const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
   return `${put}
     workgroupBarrier();
@@ -96,12 +97,14 @@ function addUp(lanes: number, caps: Caps): string {
     ${sum}`;
 }
 
-/** How the columns of one row are normalised and quantised by a workgroup. */
+/** How the columns of a row, or of some rows side by side, are normalised and quantised by a workgroup. */
 export interface NormaliseText {
-  /** Columns of the row. */
+  /** Columns of a row. */
   readonly columns: number;
-  /** Invocations of the workgroup. */
+  /** Invocations of a row: a multiple of four. */
   readonly lanes: number;
+  /** Rows of the workgroup: one unless given. An invocation's is `team_row`. */
+  readonly rows?: number;
   /** Added to the mean of squares. */
   readonly eps: number;
   /** WGSL of the row's first octet, in x and in the codes. */
@@ -111,13 +114,15 @@ export interface NormaliseText {
 }
 
 /**
- * WGSL of RMSNorm and quantisation of one row by a workgroup, from `x` and `weight` (vec4f), in uniform control flow. Declarations of
+ * WGSL of RMSNorm and quantisation of rows by a workgroup, from `x` and `weight` (vec4f), in uniform control flow. Declarations of
  * {@linkcode normaliseDeclarations} are needed.
  *
  * @returns `loads`, which waits for nothing, and `rest`. Columns stay in registers where a row is short, else they are read twice.
  */
 export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string; rest: string } {
-  const { columns, lanes, eps, from, to, store } = text, octets = columns / octet, turns = Math.ceil(octets / lanes);
+  const { columns, lanes, rows = 1, eps, from, to, store } = text, octets = columns / octet;
+  const turns = Math.ceil(octets / lanes), member = rows > 1 ? "row_lane" : "lane";
+  const team = rows > 1 ? `let team_row = lane / ${lanes}u;\nlet row_lane = lane % ${lanes}u;\n` : "";
   const load = (name: string, at: string): string =>
     `let ${name}_low = x(2u * (${from} + ${at}));
     let ${name}_high = x(2u * (${from} + ${at}) + 1u);
@@ -129,27 +134,27 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
     let low = ${name}_low * inverse * ${name}_weight_low;
     let high = ${name}_high * inverse * ${name}_weight_high;
     ${quantiseOctet(`${to} + ${at}`, `${at} < ${octets}u`, caps, store)}`;
-  const inverse = `${addUp(lanes, caps)}
+  const inverse = `${addUp(lanes, rows, caps)}
     let inverse = inverseSqrt(max(fma(total, ${1 / columns}, ${eps}), 1.2e-38)); // a row of zeros gives zeros\n`;
   if (turns > keptOctets) {
     return {
-      loads: "var squares = 0.0;\n",
-      rest: `for (var at = lane; at < ${octets}u; at += ${lanes}u) {
+      loads: `${team}var squares = 0.0;\n`,
+      rest: `for (var at = ${member}; at < ${octets}u; at += ${lanes}u) {
       let v_low = x(2u * (${from} + at)); let v_high = x(2u * (${from} + at) + 1u); squares += ${square("v")};
     }
     ${inverse}
     for (var turn = 0u; turn < ${turns}u; turn++) {
-      let at = turn * ${lanes}u + lane;
+      let at = turn * ${lanes}u + ${member};
       let inside = min(at, ${octets - 1}u);
       ${load("v", "inside")} ${normed("v", "at")}
     }`,
     };
   }
   const each = (piece: (name: string, at: string) => string): string =>
-    Array.from({ length: turns }, (_, turn) => piece(`v${turn}`, `(lane + ${turn * lanes}u)`)).join("");
+    Array.from({ length: turns }, (_, turn) => piece(`v${turn}`, `(${member} + ${turn * lanes}u)`)).join("");
   const clamped = (at: string): string => `min(${at}, ${octets - 1}u)`;
   return {
-    loads: each((name, at) => load(name, clamped(at))),
+    loads: team + each((name, at) => load(name, clamped(at))),
     rest: `var squares = 0.0;
     ${each((name, at) => `squares += select(0.0, ${square(name)}, ${at} < ${octets}u);\n`)}
     ${inverse}

@@ -96,19 +96,22 @@ function ownToken(call: KernelCall<RopeAttentionParams>, caps: Caps): OwnToken {
         queries[(low + ${half}u) * ${padded}u + line] = both.second;
       }
     }`,
-    stage(what: "key" | "value", row: StagedRow): string {
-      const first = what === "key" ? heads : heads + kvHeads;
-      return `if (fresh) {
+    loads: `var own_of_key = vec4u();
+    var own_of_value = vec4u();
+    if (fresh && lane < ${headDim / 8}u) {
+      own_of_key = own_key(row, (row * ${all}u + ${heads}u + kv_head) * ${vectors}u, lane);
+      own_of_value = own_value(row, (row * ${all}u + ${heads + kvHeads}u + kv_head) * ${vectors}u, lane);
+    }`,
+    stage: (what: "key" | "value", row: StagedRow): string =>
+      `if (fresh) {
         if (lane < ${row.units}u) {
-          let own = own_${what}(row, (row * ${all}u + ${first}u + kv_head) * ${vectors}u, lane);
-          ${stageWgsl("(n - 1u)", "lane", "own", row)}
+          ${stageWgsl("(n - 1u)", "lane", `own_of_${what}`, row)}
           if (share % ${sharesPerKvHead}u == 0u) {
-            store_next_${what}s((u32(own_slot) * ${kvHeads}u + kv_head) * ${row.units}u + lane, own);
+            store_next_${what}s((u32(own_slot) * ${kvHeads}u + kv_head) * ${row.units}u + lane, own_of_${what});
           }
         }
         workgroupBarrier();
-      }`;
-    },
+      }`,
   };
 }
 
