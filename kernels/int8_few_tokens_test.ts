@@ -10,20 +10,11 @@ import { Storage } from "../tensor/storage.ts";
 import { attentionCall } from "./attention_cases.ts";
 import { decodeAttention } from "./decode_attention.ts";
 import { fastLinear, int8Kernel, int8Linear } from "./int8_matmul.ts";
-import { cases, int8Call } from "./int8_matmul_cases.ts";
+import { cases, fourBits, int8Call, weightOf } from "./int8_matmul_cases.ts";
 import { type Int8Form, int8Form } from "./int8_variants.ts";
 import { quantise32, rmsNormQuantise32 } from "./quantise.ts";
 import { seededRandom } from "./random.ts";
 import type { Weight } from "./weight_format.ts";
-
-const fourBits = { kind: "affine", bits: 4, groupSize: 64, scales: "f16" } as const;
-
-function weightOf(rows: number, columns: number, seed: number): { weight: Weight; release(): void } {
-  const call = int8Call({ format: fourBits }, [1, rows, columns], seededRandom(seed));
-  const storages = call.inputs.slice(2).map(({ dtype, shape, data }) => new Storage(dtype, shape, data));
-  const weight = { format: fourBits, rows, columns, tensors: storages.map((storage) => buffer(storage)) };
-  return { weight, release: () => storages.forEach((storage) => storage.release()) };
-}
 
 /** A device whose kernels take the forms that they have on GPUs. */
 function asGpu({ gpu, info, caps }: Device): Device {

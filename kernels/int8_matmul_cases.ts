@@ -5,17 +5,31 @@
  * @module
  */
 import type { Caps } from "../tensor/kernel.ts";
+import { buffer } from "../tensor/node.ts";
+import { Storage } from "../tensor/storage.ts";
 import { int8Kernel, int8Matmul, type Int8Params, int8Terms } from "./int8_matmul.ts";
 import type { Int8Form, Int8Size, RowsForm, TileForm } from "./int8_variants.ts";
 import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { quantiseActivations } from "./quantise.ts";
 import { normCall } from "./quantise_cases.ts";
 import { groupSizes } from "./quantised_reference.ts";
+import { seededRandom } from "./random.ts";
 import { randomWeight, repeatedWeight } from "./random_product.ts";
 import type { CaseCall, Kernel, KernelCase, Random } from "./spec.ts";
-import { type AffineFormat, formatName } from "./weight_format.ts";
+import { type AffineFormat, formatName, type Weight } from "./weight_format.ts";
 
 type Shape = readonly [tokens: number, rows: number, columns: number];
+
+/** The format of most tests. */
+export const fourBits = { kind: "affine", bits: 4, groupSize: 64, scales: "f16" } as const;
+
+/** A random weight of four bits, for graphs. */
+export function weightOf(rows: number, columns: number, seed: number): { weight: Weight; release(): void } {
+  const call = int8Call({ format: fourBits }, [1, rows, columns], seededRandom(seed));
+  const storages = call.inputs.slice(2).map(({ dtype, shape, data }) => new Storage(dtype, shape, data));
+  const weight = { format: fourBits, rows, columns, tensors: storages.map((storage) => buffer(storage)) };
+  return { weight, release: () => storages.forEach((storage) => storage.release()) };
+}
 
 /** A product of random activations, quantised, and a random weight. */
 export function int8Call(

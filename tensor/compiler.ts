@@ -13,8 +13,9 @@ import { bytesPerElement, type DType, type HostArray } from "./dtype.ts";
 import { fuse, type Group } from "./fuse.ts";
 import type { Caps, Cost, KernelCall, Resolver } from "./kernel.ts";
 import { base, type Lowered } from "./lower.ts";
-import { type Lifetime, type MemoryPlan, planMemory } from "./memory.ts";
-import { type Node, output, outputTypes, stateOf, updatesOf } from "./node.ts";
+import type { MemoryPlan } from "./memory.ts";
+import { type Node, outputTypes, stateOf, updatesOf } from "./node.ts";
+import { planResults, resultBytes, resultsOf } from "./results.ts";
 import { reachable, rewriteGraph, type Rule } from "./rules.ts";
 import type { Resident, Storage } from "./storage.ts";
 
@@ -56,9 +57,6 @@ export interface Place {
   readonly offset: number;
   readonly bytes: number;
 }
-
-/** An intermediate result, and when it lives. */
-type Result = { -readonly [Key in keyof Lifetime]: Lifetime[Key] };
 
 /** Sizes of a run, as many as the alignment of bindings. */
 const SIZES_BYTES = 4 * SIZES_WORDS;
@@ -143,55 +141,18 @@ export class Compiler {
     }
   }
 
-  /** Results of each group, in the order of its outputs; updates and writes lie in their storage. */
-  #results(group: Group): Node[] {
-    const { root } = group;
-    if (root.op !== "kernel") return [root];
-    return outputTypes(root).map((_, index) => output(root, index));
-  }
-
   #placeResults(): void {
-    const { f16 } = this.caps;
-    const lastUse = new Map<Node, number>();
-    this.groups.forEach((group, at) => group.reads.forEach((node) => lastUse.set(node, at)));
-    this.outputs.forEach((node) => lastUse.set(base(node), Infinity));
-    const results = new Map<Node, Result>();
-    this.groups.forEach((group, at) => {
-      const updates = group.root.op === "kernel" ? updatesOf(group.root) : [],
-        arena = this.#arenaBeside(group, results);
-      for (const [index, node] of this.#results(group).entries()) {
-        const source = group.root.src[updates[index] ?? -1];
-        if (stateOf(node)) this.#checkWritten(node, this.#placeState(node).bytes);
-        else if (source) results.set(node, this.#updated(results.get(base(source)), at, lastUse.get(node) ?? at));
-        else {
-          const bytes = elementCount(node.shape) * bytesPerElement(node.dtype, f16);
-          this.#checkWritten(node, bytes);
-          results.set(node, { bytes, first: at, last: lastUse.get(node) ?? at, arena });
-        }
-      }
-    });
-    const lifetimes = [...new Set(results.values())], plan = planMemory(lifetimes);
+    const { caps: { f16, joinedLanes }, label } = this;
+    for (const node of this.groups.flatMap(resultsOf)) {
+      this.#checkWritten(node, stateOf(node) ? this.#placeState(node).bytes : resultBytes(node, f16));
+    }
+    // Dispatches that are to be joined read and write one buffer.
+    const arenas = joinedLanes === undefined ? ARENAS : 1;
+    const { results, plan } = planResults(this.groups, this.outputs, { label, f16, arenas });
     const slots = this.#slots(plan);
-    results.forEach((result, node) => {
-      const bytes = Math.max(16, Math.ceil(result.bytes / 16) * 16);
-      this.places.set(node, { ...slots[plan.slot[lifetimes.indexOf(result)]!]!, bytes });
+    results.forEach(({ slot, bytes }, node) => {
+      this.places.set(node, { ...slots[slot]!, bytes: Math.max(16, Math.ceil(bytes / 16) * 16) });
     });
-  }
-
-  /** An arena with nothing that the group reads; dispatches that are to be joined read and write one. */
-  #arenaBeside({ reads }: Group, results: ReadonlyMap<Node, Result>): number {
-    if (this.caps.joinedLanes !== undefined) return 0;
-    const taken = new Set(reads.map((node) => results.get(node)?.arena));
-    for (let arena = 0; arena < ARENAS; arena++) if (!taken.has(arena)) return arena;
-    return 0;
-  }
-
-  /** A result that the dispatch at `at` updates in place lives on as the dispatch's own, which is used until `last`. */
-  #updated(result: Result | undefined, at: number, last: number): Result {
-    if (!result) throw new Error(`Cannot compile ${this.label}: only buffers and results are updated in place`);
-    if (result.last > at) throw new Error(`Cannot compile ${this.label}: a result is read after its update in place`);
-    result.last = last;
-    return result;
   }
 
   /** Refuses what one binding cannot hold: reads are divided among several, writes are not. */
@@ -305,7 +266,7 @@ export class Compiler {
       outputs: outputTypes(kernel),
     };
     const source = kernel.kernel.wgsl(call, this.caps);
-    const updates = updatesOf(kernel), results = this.#results(group);
+    const updates = updatesOf(kernel), results = resultsOf(group);
     const spliced = group.lowered;
     const tensors = source.inputs.map((port, i): BoundTensor => {
       const output = updates.indexOf(i);
