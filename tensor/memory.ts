@@ -21,8 +21,9 @@ export interface Lifetime {
 export interface MemoryPlan {
   /** Buffer of each result, by position in the list given. */
   readonly slot: readonly number[];
-  /** Bytes of each buffer, and its arena. */
+  /** Bytes of each buffer. */
   readonly bytes: readonly number[];
+  /** Arena of each buffer. */
   readonly arenas: readonly number[];
 }
 
