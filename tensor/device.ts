@@ -324,26 +324,39 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
     !off.has("fastReadback"),
   );
   device.debug = debug;
-  await proveReadback(device);
+  try {
+    await proveReadback(device);
+  } catch (cause) {
+    device.close();
+    throw cause;
+  }
   return device;
 }
 
-/** Wraps a device that the caller opened. Features are those it was opened with. */
+/** Wraps a device that the caller opened. Features are those it was opened with. If it is refused, nothing of it stays behind. */
 export async function wrapDevice(gpu: GPUDevice, memoryLimit: number = Infinity): Promise<Device> {
   const features = new Set<string>(gpu.features as unknown as Iterable<string>);
   const device = new Device(gpu, gpu.adapterInfo, probe(gpu, gpu.adapterInfo, features, new Set()), memoryLimit, true);
-  await proveReadback(device);
+  try {
+    await proveReadback(device);
+  } catch (cause) {
+    device.readback.destroy(); // the device itself is the caller's
+    throw cause;
+  }
   return device;
 }
 
 async function proveReadback(device: Device): Promise<void> {
   const sentinel = new Storage("u32", [4], new Uint32Array([0x600dda7a, 1, 2, 3]), "sentinel");
-  for (let round = 0; round < 2; round++) {
-    const values = await device.readStorage(sentinel);
-    if (values[0] !== 0x600dda7a || values[3] !== 3) {
-      throw new Error("Cannot read back from the GPU: the sentinel came back wrong");
+  try {
+    for (let round = 0; round < 2; round++) {
+      const values = await device.readStorage(sentinel);
+      if (values[0] !== 0x600dda7a || values[3] !== 3) {
+        throw new Error("Cannot read back from the GPU: the sentinel came back wrong");
+      }
+      if (round === 0) device.resident(sentinel);
     }
-    if (round === 0) device.resident(sentinel);
+  } finally {
+    sentinel.release();
   }
-  sentinel.release();
 }

@@ -250,9 +250,7 @@ export class Program {
     if (!this.device.caps.timestamps) throw new Error("Cannot profile: the device has no timestamps");
     const alone = new Submission(this.device);
     this.#upload(values, alone);
-    const { gpu } = this.device,
-      count = this.#dispatches.length * 2,
-      resolve: Resolver = (dim) => resolveDim(dim, values.sizes ?? {});
+    const { gpu } = this.device, count = this.#dispatches.length * 2;
     const querySet = gpu.createQuerySet({ type: "timestamp", count });
     const resolved = this.device.allocate(
       count * 8,
@@ -263,10 +261,7 @@ export class Program {
     this.#dispatches.forEach((dispatch, i) => {
       const timestampWrites = { querySet, beginningOfPassWriteIndex: 2 * i, endOfPassWriteIndex: 2 * i + 1 };
       const pass = encoder.beginComputePass({ timestampWrites });
-      const [x, y, z] = dispatch.fixed ?? dispatch.grid(resolve);
-      pass.setPipeline(dispatch.pipeline);
-      pass.setBindGroup(0, dispatch.bindGroup);
-      if (x * y * z > 0) pass.dispatchWorkgroups(x, y, z);
+      this.#encode(pass, values.sizes ?? {}, [dispatch]);
       pass.end();
     });
     encoder.resolveQuerySet(querySet, 0, count, resolved.buffer, 0);

@@ -28,6 +28,7 @@ import {
   Sym,
   Tensor,
   tensor,
+  wrapDevice,
 } from "../tensor/mod.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 
@@ -105,6 +106,26 @@ deviceTest("the memory limit is refused with its numbers, and everything is rele
   small.release();
   assertEquals(device.allocated - device.readback.bytes, before - staging);
 }, { memoryLimit: 1.25 * 2 ** 20 + 4096 });
+
+deviceTest("a caller's device that is refused keeps no buffer", async ({ gpu }) => {
+  const create = gpu.createBuffer, alive = new Set<GPUBuffer>();
+  for (const allowed of [0, 1, 2]) {
+    let asked = 0;
+    const restore = replace(gpu, "createBuffer", (descriptor: GPUBufferDescriptor) => {
+      if (asked++ === allowed) throw new Error("no memory");
+      const made = create.call(gpu, descriptor), destroy = made.destroy;
+      alive.add(made);
+      replace(made, "destroy", () => {
+        alive.delete(made);
+        destroy.call(made);
+      });
+      return made;
+    });
+    await assertRejects(() => wrapDevice(gpu), OutOfMemoryError, "the driver refused");
+    restore();
+    assertEquals([asked, alive.size], [allowed + 1, 0]);
+  }
+});
 
 deviceTest("a driver that cannot allocate fails a program and leaves nothing behind", async (device) => {
   const values = floats(1000), before = device.allocated;
