@@ -3,7 +3,8 @@
  * `deno task bench:compare bench/results/A.jsonl bench/results/B.jsonl`
  *
  * Lines of the two that measured the same thing stand beside each other; of several the last counts. Noise is half the middle
- * half of both measurements where a result has its quartiles, 3% at least.
+ * half of both measurements where a result has its quartiles, 3% at least. What was measured a few times only is not judged:
+ * a figure of one run says nothing of the next one.
  *
  * @module
  */
@@ -36,6 +37,10 @@ const KEYS = [
 interface Figure {
   readonly path: string;
   readonly better: "more" | "less";
+  /** Where it is said how often it was measured. Once unless given. */
+  readonly samples?: string;
+  /** Whether every run gives the same. */
+  readonly exact?: boolean;
   /** Where its distribution stands, if it is a median. */
   readonly spread?: string;
   /** A change that is noise, however small the figure is. */
@@ -43,29 +48,32 @@ interface Figure {
 }
 
 const FIGURES: readonly Figure[] = [
-  { path: "tokensPerSecond", better: "more", spread: "step" },
-  { path: "aheadTokensPerSecond", better: "more", spread: "step" },
-  { path: "encodeMs", better: "less" },
-  { path: "dispatches", better: "less" },
+  { path: "tokensPerSecond", better: "more", samples: "step.count", spread: "step" },
+  { path: "aheadTokensPerSecond", better: "more", samples: "step.count", spread: "step" },
+  { path: "encodeMs", better: "less", samples: "steps" },
+  { path: "dispatches", better: "less", exact: true },
   { path: "outputTokensPerSecond", better: "more" },
   { path: "requestsPerSecond", better: "more" },
-  { path: "ttft.p50", better: "less" },
-  { path: "ttft.p99", better: "less" },
-  { path: "tpot.p50", better: "less" },
-  { path: "tpot.p99", better: "less" },
-  { path: "itl.p99", better: "less" },
+  { path: "ttft.p50", better: "less", samples: "ttft.count" },
+  { path: "ttft.p99", better: "less", samples: "ttft.count" },
+  { path: "tpot.p50", better: "less", samples: "tpot.count" },
+  { path: "tpot.p99", better: "less", samples: "tpot.count" },
+  { path: "itl.p99", better: "less", samples: "itl.count" },
   { path: "outputRatio", better: "less" },
   { path: "tokenRatio", better: "less" },
   { path: "firstTokenMs", better: "less" },
-  { path: "schedulingMs", better: "less", slack: 0.02 },
-  { path: "meanMs", better: "less" },
-  { path: "microseconds", better: "less" },
-  { path: "readback.p50", better: "less", spread: "readback" },
-  { path: "median", better: "less" },
+  { path: "schedulingMs", better: "less", samples: "steps", slack: 0.02 },
+  { path: "meanMs", better: "less", samples: "steps" },
+  { path: "microseconds", better: "less", samples: "runs" },
+  { path: "readback.p50", better: "less", samples: "readback.count", spread: "readback" },
+  { path: "median", better: "less", samples: "runs" },
 ];
 
 /** Medians of short runs differ by as much with nothing changed. */
 const LEAST_NOISE = 0.03;
+
+/** What was measured less often is not judged; of percentiles, so many measurements have to lie beyond. */
+const LEAST_SAMPLES = 8;
 
 /** One figure of two lines. */
 export interface Comparison {
@@ -76,7 +84,10 @@ export interface Comparison {
   readonly after: number;
   /** Share by which it changed. */
   readonly change: number;
-  readonly verdict: "better" | "worse" | "same";
+  /** How often it was measured, on the side where that was less often; Infinity for what every run gives the same. */
+  readonly samples: number;
+  /** `noise` where it changed and the spreads overlap, `unjudged` where it changed and there are too few measurements. */
+  readonly verdict: "better" | "worse" | "same" | "noise" | "unjudged";
 }
 
 /**
@@ -87,8 +98,8 @@ export interface Comparison {
  * import { assertEquals } from "@std/assert";
  * import { compareResults } from "./compare.ts";
  *
- * const [moved] = compareResults([{ shape: "7b", tokensPerSecond: 100 }], [{ shape: "7b", tokensPerSecond: 150 }]);
- * assertEquals([moved?.what, moved?.change, moved?.verdict], ["shape 7b", 0.5, "better"]);
+ * const [moved] = compareResults([{ kernel: "sum", microseconds: 100, runs: 50 }], [{ kernel: "sum", microseconds: 150, runs: 50 }]);
+ * assertEquals([moved?.what, moved?.change, moved?.verdict], ["kernel sum", 0.5, "worse"]);
  * ```
  */
 export function compareResults(before: readonly Line[], after: readonly Line[]): Comparison[] {
@@ -104,11 +115,25 @@ function compareFigure(what: string, figure: Figure, before: Line, after: Line):
   const [a, b] = [numberAt(before, figure.path), numberAt(after, figure.path)];
   if (a === undefined || b === undefined || (a === 0 && b === 0)) return [];
   const change = b / a - 1;
-  const noise = Math.max(LEAST_NOISE, spreadOf(before, figure) + spreadOf(after, figure));
-  const better = (change > 0) === (figure.better === "more");
-  const same = Math.abs(change) <= noise || Math.abs(b - a) <= (figure.slack ?? 0);
-  const verdict = same ? "same" : better ? "better" : "worse";
-  return [{ what, figure: figure.path, before: a, after: b, change, verdict }];
+  const spread = spreadOf(before, figure) + spreadOf(after, figure);
+  const samples = Math.min(samplesOf(before, figure), samplesOf(after, figure));
+  const beyond = figure.path.endsWith(".p99") ? samples / 100 : samples;
+  const moved = Math.abs(change) > LEAST_NOISE && Math.abs(b - a) > (figure.slack ?? 0);
+  const verdict = !moved
+    ? "same"
+    : beyond < LEAST_SAMPLES
+    ? "unjudged"
+    : Math.abs(change) <= spread
+    ? "noise"
+    : (change > 0) === (figure.better === "more")
+    ? "better"
+    : "worse";
+  return [{ what, figure: figure.path, before: a, after: b, change, samples, verdict }];
+}
+
+function samplesOf(line: Line, { exact, samples }: Figure): number {
+  if (exact) return Infinity;
+  return (samples === undefined ? undefined : numberAt(line, samples)) ?? 1;
 }
 
 /** Half of what the middle half of all measurements spans, as a share of their median. */
@@ -150,12 +175,20 @@ export function comparisonHead(before: readonly Line[], after: readonly Line[]):
 export function comparisonTable(comparisons: readonly Comparison[]): string {
   const sections = Map.groupBy(comparisons, ({ what }) => what);
   return [...sections].map(([what, figures]) => {
-    const rows = figures.map(({ figure, before, after, change, verdict }) => {
+    const rows = figures.map((comparison) => {
+      const { figure, before, after, change } = comparison;
       const percent = `${change >= 0 ? "+" : ""}${(100 * change).toFixed(1)}%`;
-      return [`  ${figure}`, formatNumber(before), formatNumber(after), percent, verdict === "same" ? "" : verdict];
+      return [`  ${figure}`, formatNumber(before), formatNumber(after), percent, verdictText(comparison)];
     });
     return `${what}\n${formatTable(["", "before", "after", "change", ""], rows)}`;
   }).join("\n\n");
+}
+
+function verdictText({ verdict, samples }: Comparison): string {
+  if (verdict === "same") return "";
+  if (verdict === "noise") return "spreads overlap";
+  if (verdict !== "unjudged") return verdict;
+  return samples === 1 ? "one run: not judged" : `${samples} measurements: not judged`;
 }
 
 async function main([a, b, ...more]: readonly string[]): Promise<void> {

@@ -15,12 +15,14 @@ import { leastSeconds, measureCeilings } from "./ceilings.ts";
 import { costOf, type Entry, kernelEntries, type OpenEntry } from "./kernel_entries.ts";
 import { type Result, Results } from "./result.ts";
 import { formatNumber as show } from "./table.ts";
-import { finish, timeProgram } from "./timing.ts";
+import { finish, timeProgram, type Timing } from "./timing.ts";
 
 /** What was measured of an entry. */
 interface KernelResult extends Result {
   readonly kernel: string;
   readonly microseconds: number;
+  /** Runs that they are the time of. */
+  readonly runs: number;
   /** Bytes that have to move. */
   readonly bytes: number;
   readonly flops: number;
@@ -56,10 +58,19 @@ function leastOf({ program, copies }: OpenEntry): number {
   return program.dispatches.reduce((sum, dispatch) => sum + leastSeconds(dispatch, ceilings), 0) / copies;
 }
 
-function measured(name: string, entry: OpenEntry, microseconds: number): Omit<KernelResult, keyof Result> {
+function measured(name: string, entry: OpenEntry, timing: Timing): Omit<KernelResult, keyof Result> {
+  const { runs } = timing, microseconds = timing.microseconds / entry.copies;
   const { bytes, flops } = costOf(entry), seconds = microseconds / 1e6;
   return {
-    ...{ kernel: name, microseconds, bytes, flops, bytesPerSecond: bytes / seconds, flopsPerSecond: flops / seconds },
+    ...{
+      kernel: name,
+      microseconds,
+      runs,
+      bytes,
+      flops,
+      bytesPerSecond: bytes / seconds,
+      flopsPerSecond: flops / seconds,
+    },
     ...{ copyBytesPerSecond: ceilings.bytesPerSecond, memoryShare: bytes / seconds / ceilings.bytesPerSecond },
     roofline: leastOf(entry) / seconds,
   };
@@ -72,10 +83,10 @@ let current: { readonly name: string; readonly entry: OpenEntry } | undefined;
 async function openEntry({ name, open }: Entry): Promise<OpenEntry> {
   if (current?.name === name) return current.entry;
   current?.entry.release();
-  const entry = open(device), { program, copies } = entry;
+  const entry = open(device);
   current = { name, entry };
   const { microseconds, bytesPerSecond, memoryShare, flopsPerSecond, roofline } = results.add(
-    measured(name, entry, (await timeProgram(device, program)).microseconds / copies),
+    measured(name, entry, await timeProgram(device, entry.program)),
   );
   const percent = (share: number): string => `${(100 * share).toFixed(0)}%`;
   const rates = [show(bytesPerSecond / 1e9), percent(memoryShare), show(flopsPerSecond / 1e9), percent(roofline)];

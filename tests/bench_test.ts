@@ -130,16 +130,27 @@ Deno.test("bench: flags, and what is none", () => {
 });
 
 Deno.test("bench: results are compared where they measured the same, noise is no change", () => {
-  const line = (shape: string, tokensPerSecond: number, half = 0) => {
-    return { shape, precision: "fast", tokensPerSecond, step: { p25: 1 - half, p50: 1, p75: 1 + half } };
+  const line = (shape: string, tokensPerSecond: number, half = 0, count = 8) => {
+    return { shape, precision: "fast", tokensPerSecond, step: { count, p25: 1 - half, p50: 1, p75: 1 + half } };
   };
   const before = [line("0.5b", 100), line("7b", 100), line("stories", 100, 0.1)];
   const after = [line("0.5b", 90), line("7b", 102), line("stories", 110, 0.1), line("1.5b", 5)];
   const compared = compareResults(before, after);
-  assertEquals(compared.map(({ verdict }) => verdict), ["worse", "same", "same"]);
+  assertEquals(compared.map(({ verdict }) => verdict), ["worse", "same", "noise"]);
   assert(comparisonTable(compared).includes("-10.0%  worse"));
+  assert(comparisonTable(compared).includes("+10.0%  spreads overlap"));
   const [scheduling] = compareResults([{ schedulingMs: 0.009 }], [{ schedulingMs: 0.013 }]);
   assertEquals(scheduling?.verdict, "same");
+  const verdictOf = (before: Record<string, unknown>, after: Record<string, unknown>): string => {
+    return comparisonTable(compareResults([before], [after])).split("\n").at(-1)!.trimEnd().replace(/.*%\s*/, "");
+  };
+  const few = line("7b", 90, 0, 3), p99 = (p99: number, count: number) => ({ itl: { count, p99 } });
+  assertEquals(verdictOf(line("7b", 100), few), "3 measurements: not judged");
+  assertEquals(verdictOf({ requestsPerSecond: 20 }, { requestsPerSecond: 30 }), "one run: not judged");
+  assertEquals(verdictOf({ requestsPerSecond: 20 }, { requestsPerSecond: 20.1 }), "");
+  assertEquals(verdictOf({ dispatches: 30 }, { dispatches: 29 }), "better");
+  assertEquals(verdictOf(p99(10, 900), p99(20, 256)), "256 measurements: not judged");
+  assertEquals(verdictOf(p99(10, 900), p99(20, 900)), "worse");
   const from = (device: string, day: number) => ({ device, date: `2026-11-0${day}` });
   assertEquals(
     comparisonHead([from("A", 2), from("A", 1)], [from("A", 3)]),
