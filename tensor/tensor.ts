@@ -77,7 +77,10 @@ export class Tensor {
     return this.#map("mul", other);
   }
 
-  /** Quotient; integers truncate. */
+  /**
+   * Quotient. Integers truncate, and divided by 0 stay as they are. A float divided by 0 is what the device makes of it, since WGSL
+   * does not say: infinity or NaN as a rule, and by a constant 0 any number.
+   */
   div(other: Operand): Tensor {
     return this.#map("div", other);
   }
