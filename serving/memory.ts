@@ -229,8 +229,20 @@ export function checkMemoryLimit(contextLength: number, room: Room): void {
       memoryLimit - free + cache
     } are ` +
       `needed: ${weights} for weights, ${activations} for activations, ${cache} for keys and values. Raise memoryLimit, or ` +
-      `lower maxNumBatchedTokens, maxNumSeqs${kvMemory === undefined ? " or contextLength" : " or kvMemory"}.`,
+      `lower maxNumBatchedTokens, maxNumSeqs${kvMemory === undefined ? " or contextLength" : " or kvMemory"}` +
+      `${smallerSteps(cache, contextLength, room)}.`,
   );
+}
+
+/** The largest steps, by halving, that fit beside so many bytes of cache, for an error. */
+function smallerSteps(cache: number, contextLength: number, room: Room): string {
+  for (let tokens = room.steps.maxNumBatchedTokens >> 1; tokens > 0; tokens >>= 1) {
+    const maxNumSeqs = Math.min(room.steps.maxNumSeqs, tokens);
+    const steps = { maxNumSeqs, maxNumBatchedTokens: tokens, maxNumMixedTokens: tokens };
+    if (cache > freeBytes(contextLength, { ...room, steps })) continue;
+    return `: at a context of ${contextLength}, maxNumBatchedTokens ${tokens} with maxNumSeqs ${maxNumSeqs} fits`;
+  }
+  return "";
 }
 
 /** Refuses a context that the model cannot have on any device. */

@@ -145,6 +145,19 @@ Deno.test("a limit that the largest steps would exceed is refused with what is n
   }
 });
 
+Deno.test("a limit that is too low for the usual steps is refused with steps that fit, where there are any", async () => {
+  const short = await room({ memoryLimit: 20e6 });
+  const { message } = assertThrows(() => checkMemoryLimit(256, short), OutOfMemoryError);
+  const [tokens, sequences] = /context of 256, maxNumBatchedTokens (\d+) with maxNumSeqs (\d+) fits/.exec(message)!
+    .slice(1);
+  const limits = { maxNumBatchedTokens: Number(tokens), maxNumSeqs: Number(sequences) };
+  checkMemoryLimit(256, { ...short, steps: chooseStepLimits(limits, true, short.config) });
+  const twice = { ...limits, maxNumBatchedTokens: 2 * limits.maxNumBatchedTokens };
+  assertThrows(() => checkMemoryLimit(256, { ...short, steps: chooseStepLimits(twice, true, short.config) }));
+  const none = assertThrows(() => checkMemoryLimit(256, { ...short, memoryLimit: 10e6 }), OutOfMemoryError);
+  assertEquals(none.message.includes("fits"), false);
+});
+
 Deno.test("steps are as large as asked, or as the device can make use of", async () => {
   const { config } = await room();
   const limits = (options: LoadOptions, cpu: boolean, intermediateSize = config.intermediateSize): number[] => {
