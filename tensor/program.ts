@@ -106,10 +106,7 @@ export class Program {
     this.#ahead = undefined;
     const encoded = ahead && !from && this.#sameSizes(ahead.sizes, sizes), check = (): void => this.#check();
     const first = begin && !encoded && this.#steps.length >= MANY_DISPATCHES ? this.#steps.length >> 2 : 0;
-    if (first > 0) {
-      within.add(this.#commands(sizes, from, 0, first), check);
-      within.flush();
-    }
+    if (first > 0) within.begin(this.#commands(sizes, from, 0, first), this.#compiler.upload.buffer, check);
     within.add(encoded ? ahead.commands : this.#commands(sizes, first > 0 ? undefined : from, first), check);
     this.#submission = submission;
     if (!submission) within.flush();

@@ -120,6 +120,17 @@ export class Submission {
     this.#device.gpu.queue.submit(pending.map(({ commands }) => commands));
   }
 
+  /**
+   * Adds the first commands of a run and submits what waits: the others are to be added next.
+   *
+   * @param target Where the run reads its values: they are to stay there until the others are submitted.
+   */
+  begin(commands: GPUCommandBuffer, target: GPUBuffer, check: () => void): void {
+    this.add(commands, check);
+    this.flush();
+    this.#written.add(target);
+  }
+
   /** Drops what waits. */
   discard(): void {
     this.#pending = [];
