@@ -27,7 +27,7 @@ export type { Source } from "./model/source.ts";
 export type { Tokenizer } from "./model/tokenizer.ts";
 export type { EngineStats } from "./serving/engine_types.ts";
 export { loadModel } from "./serving/load_model.ts";
-export { estimateMemory, type MemoryEstimate } from "./serving/memory.ts";
+export { estimateMemory, type LoadedBytes, type LoadEstimate, type MemoryEstimate } from "./serving/memory.ts";
 export type { LoadOptions, LoadProgress, Logits, Model, ModelMemory, NegativeLogLikelihood } from "./serving/model.ts";
 export { openSource } from "./serving/model_source.ts";
 export type {

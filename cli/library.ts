@@ -7,14 +7,14 @@ import type {
   ChatTemplate,
   Chunk,
   GenerateOptions,
+  LoadEstimate,
   LoadOptions as AllLoadOptions,
-  MemoryEstimate,
   Model,
   Source,
   Tokenizer,
 } from "../mod.ts";
 
-export type { LoadProgress, MemoryEstimate } from "../mod.ts";
+export type { LoadedBytes, LoadEstimate, LoadProgress } from "../mod.ts";
 
 /** A loaded model, as the commands use it. */
 export interface LoadedModel
@@ -36,5 +36,5 @@ export interface Library {
   loadModel(source?: string, options?: LoadOptions): Promise<LoadedModel>;
   /** The files of a model, downloaded where need be; the story model's without a name. */
   openSource(source?: string, options?: LoadOptions): Promise<Source>;
-  estimateMemory(source: Source, options?: LoadOptions): Promise<MemoryEstimate>;
+  estimateMemory(source: Source, options?: LoadOptions): Promise<LoadEstimate>;
 }

@@ -9,7 +9,7 @@ import { type GenerationConfig, readGenerationConfig } from "../model/generation
 import { readJson, type Source } from "../model/source.ts";
 import type { CommandContext } from "./context.ts";
 import { EXIT, UsageError } from "./errors.ts";
-import type { Library, MemoryEstimate } from "./library.ts";
+import type { Library, LoadedBytes, LoadEstimate } from "./library.ts";
 import { loadOptions } from "./load.ts";
 import type { Options } from "./options.ts";
 import { ProgressLine } from "./progress.ts";
@@ -27,8 +27,8 @@ export interface ModelReport {
   tokenizer: boolean;
   chatTemplate: boolean;
   generationConfig: GenerationConfig;
-  /** Bytes on the GPU, at the context length asked for. */
-  memory: MemoryEstimate;
+  /** Bytes on the GPU, for a context and as loaded. */
+  memory: LoadEstimate;
 }
 
 /** Runs the command. */
@@ -39,7 +39,7 @@ export async function show(context: CommandContext): Promise<number> {
   const library = await context.library();
   const source = await open(context, library, operands[0] ?? options.model);
   const report = await reportOf(library, source, options);
-  const text = options.json ? JSON.stringify(report) : describe(report, options, styleOf(terminal, terminal.stdout));
+  const text = options.json ? JSON.stringify(report) : describe(report, styleOf(terminal, terminal.stdout));
   await terminal.stdout.write(text + "\n");
   return EXIT.ok;
 }
@@ -112,9 +112,8 @@ function storageOf({ tensors }: Checkpoint, config: DecoderConfig): string {
   return [...new Set([...tensors.values()].map((tensor) => tensor.dtype))].join(", ");
 }
 
-function describe(report: ModelReport, options: Options, { bold, dim }: Style): string {
+function describe(report: ModelReport, { bold, dim }: Style): string {
   const { config, memory } = report;
-  const contextLength = options.contextLength ?? config.contextLength;
   const row = (name: string, value: string): string => `  ${dim(name.padEnd(14))}  ${value}`;
   const heads = `${config.numHeads} query and ${config.numKvHeads} key-value heads of ${config.headDim}`;
   return [
@@ -133,13 +132,18 @@ function describe(report: ModelReport, options: Options, { bold, dim }: Style): 
     row("vocabulary", `${formatInteger(config.vocabSize)} tokens${report.tokenizer ? "" : ", no tokenizer"}`),
     row("chat template", report.chatTemplate ? "yes" : "no"),
     row("sampling", samplingText(report.generationConfig)),
-    row("GPU memory", `${formatBytes(memory.total)} at a context of ${formatInteger(contextLength)}`),
+    row("GPU memory", `${formatBytes(memory.total)} at a context of ${formatInteger(memory.contextLength)}`),
     row(
       "",
       `weights ${formatBytes(memory.weights)}, keys and values ${formatBytes(memory.kvCache)}, ` +
         `activations ${formatBytes(memory.activations)}`,
     ),
+    ...(memory.loaded ? [row("", loadedText(memory.loaded))] : []),
   ].join("\n");
+}
+
+function loadedText({ cpu, gpu }: LoadedBytes): string {
+  return `loaded for many sequences ${formatBytes(gpu)}, on the CPU ${formatBytes(cpu)} (--kv-memory)`;
 }
 
 function ropeText({ rope }: DecoderConfig): string {

@@ -27,6 +27,22 @@ export interface MemoryEstimate {
   total: number;
 }
 
+/** What `estimateMemory` says. */
+export interface LoadEstimate extends MemoryEstimate {
+  /** The context that it holds for: as asked for, else the one that loading chooses where memory is plenty. */
+  contextLength: number;
+  /** Bytes that loading takes where nothing says how many, for a pool of many sequences; undefined where `kvMemory` says it. */
+  loaded?: LoadedBytes;
+}
+
+/** Bytes by the kind of device. */
+export interface LoadedBytes {
+  /** On a device that computes on the CPU. */
+  cpu: number;
+  /** On a GPU that can bind as much. */
+  gpu: number;
+}
+
 /** Tokens of a block of the KV pool. */
 export const BLOCK_SIZE = 16;
 
@@ -68,16 +84,26 @@ const FURTHER_CACHE = { cpu: 2 ** 28, gpu: 2 ** 31 };
  * console.log(`${(weights / 2 ** 20).toFixed(0)} of ${(total / 2 ** 20).toFixed(0)} MiB are weights`);
  * ```
  */
-export async function estimateMemory(source?: string | Source, options: LoadOptions = {}): Promise<MemoryEstimate> {
+export async function estimateMemory(source?: string | Source, options: LoadOptions = {}): Promise<LoadEstimate> {
   checkLoadOptions(options);
   const { source: files } = await openNamed(source, options);
   const config = await readConfig(files);
   if (options.contextLength !== undefined) checkContextLength(options.contextLength, config);
   const contextLength = options.contextLength ?? usualContext(config);
   const { kvDtype = "f16" } = options, steps = chooseStepLimits(options, true, config);
-  const all = estimate(config, await openCheckpoint(files), contextLength, kvDtype, true, steps);
+  const checkpoint = await openCheckpoint(files);
+  const all = estimate(config, checkpoint, contextLength, kvDtype, true, steps);
   const kvCache = poolBytes(all, options) ?? all.kvCache;
-  return { ...all, kvCache, total: all.weights + kvCache + all.activations };
+  const asked = { ...all, kvCache, total: all.weights + kvCache + all.activations, contextLength };
+  if (options.kvMemory !== undefined) return asked;
+  const { memoryLimit = Infinity } = options;
+  const loaded = (cpu: boolean): number => {
+    const caps = { f16: true, cpu, maxBinding: Infinity }, steps = chooseStepLimits(options, cpu, config);
+    const room: Room = { config, checkpoint, kvDtype, kvMemory: undefined, steps, caps, memoryLimit, inUse: 0 };
+    const { weights, activations } = roomEstimate(contextLength, room);
+    return weights + activations + choosePoolBlocks(contextLength, room) * blockBytes(room);
+  };
+  return { ...asked, loaded: { cpu: loaded(true), gpu: loaded(false) } };
 }
 
 /** Bytes of the pool, where they were asked for. */
@@ -157,7 +183,7 @@ export interface Room {
   /** Memory of the pool as it was asked for: bytes, or a fraction of what is left. */
   readonly kvMemory: number | undefined;
   readonly steps: StepLimits;
-  readonly caps: Caps;
+  readonly caps: Pick<Caps, "f16" | "cpu" | "maxBinding">;
   /** Most bytes on the device. */
   readonly memoryLimit: number;
   /** Bytes in use before the model came. */

@@ -72,6 +72,12 @@ Deno.test("an estimate goes by the options, and is refused where loading would b
   const source = fileSource(`${import.meta.dirname}/../model/assets/stories`);
   const most = await estimateMemory(source, { contextLength: 1024 });
   assertEquals(most.kvCache, 1024 * kvBytesPerToken(await readConfig(source), "f16", true));
+  assertEquals(most.loaded!.cpu, most.total + (STEPS.maxNumSeqs - 1) * most.kvCache);
+  assertEquals([most.contextLength, most.loaded!.gpu > most.loaded!.cpu], [1024, true]);
+  const limited = await estimateMemory(source, { memoryLimit: most.loaded!.cpu - 1 });
+  const block = most.kvCache / (1024 / BLOCK_SIZE);
+  assertEquals(limited.loaded!.cpu, most.loaded!.cpu - block);
+  assertEquals((await estimateMemory(source, { kvMemory: 1e7 })).loaded, undefined);
   const smaller = await estimateMemory(source, { maxNumSeqs: 1, maxNumBatchedTokens: 64 });
   assertEquals([smaller.kvCache, smaller.activations < most.activations / 4], [most.kvCache, true]);
   assertEquals((await estimateMemory(source, { kvMemory: 1e7 })).kvCache, 1e7);

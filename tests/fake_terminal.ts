@@ -188,7 +188,8 @@ export async function runFake(
       return Promise.resolve(fakeModel(options.model ?? {}, requests));
     },
     openSource: () => Promise.resolve(memorySource({})),
-    estimateMemory: () => Promise.resolve({ weights: 1e6, kvCache: 2e6, activations: 3e6, total: 6e6 }),
+    estimateMemory: () =>
+      Promise.resolve({ weights: 1e6, kvCache: 2e6, activations: 3e6, total: 6e6, contextLength: 64 }),
     ...options.library,
   };
   const code = await runCli(args, terminal, { library: () => Promise.resolve(library), gpu: () => options.gpu });
