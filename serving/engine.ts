@@ -11,7 +11,8 @@ import type { EngineClient, EngineOutput, EngineRequest, EngineStats, LogitsSink
 import { LookAhead } from "./look_ahead.ts";
 import { Turns } from "./macrotask.ts";
 import { RateMeter } from "./rate_meter.ts";
-import type { Runner, StepResult } from "./runner.ts";
+import type { StepResult } from "./encoded_step.ts";
+import type { Runner } from "./runner.ts";
 import type { Details, Sampled } from "./sampler.ts";
 import type { Scheduled } from "./scheduled_step.ts";
 import { Scheduler, type SchedulerOptions } from "./scheduler.ts";

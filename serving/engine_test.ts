@@ -4,7 +4,7 @@ import type { EngineRequest } from "./engine_types.ts";
 import { Generation } from "./generation.ts";
 import { resolveParameters } from "./parameters.ts";
 import type { Completion, SamplingOptions } from "./request.ts";
-import type { EncodedStep, StepResult } from "./runner.ts";
+import type { EncodedStep, StepResult } from "./encoded_step.ts";
 import type { ScheduledStep } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
 

@@ -13,7 +13,8 @@
  * @module
  */
 import { groupSize } from "./group_size.ts";
-import type { EncodedStep, Runner, StepResult } from "./runner.ts";
+import type { EncodedStep, StepResult } from "./encoded_step.ts";
+import type { Runner } from "./runner.ts";
 import type { Details } from "./sampler.ts";
 import { decodes, type Scheduled } from "./scheduled_step.ts";
 import type { Scheduler } from "./scheduler.ts";

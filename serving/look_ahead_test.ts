@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { groupSize } from "./group_size.ts";
 import { LookAhead } from "./look_ahead.ts";
-import type { EncodedStep, StepResult } from "./runner.ts";
+import type { EncodedStep, StepResult } from "./encoded_step.ts";
 import type { ScheduledStep } from "./scheduled_step.ts";
 import { Sequence } from "./sequence.ts";
 

@@ -13,6 +13,7 @@ import type { DecoderConfig } from "../model/config.ts";
 import { forward, type Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { KvCache } from "../model/kv_cache.ts";
+import { Arenas } from "../tensor/arenas.ts";
 import type { Device } from "../tensor/device.ts";
 import { buffer, type Node } from "../tensor/node.ts";
 import { compile, type Program, type RunValues } from "../tensor/program.ts";
@@ -33,36 +34,14 @@ import {
   SamplerRows,
   type WayOfDrawing,
 } from "./sampler.ts";
+import type { EncodedStep, StepResult } from "./encoded_step.ts";
 import { decodes, type ScheduledStep } from "./scheduled_step.ts";
-import type { Sequence } from "./sequence.ts";
 import { TokenSlots } from "./token_slots.ts";
 
 export type { Sampled } from "./sampler.ts";
 
 /** Most bytes of one piece of logits: a piece is held on the device and once more on the host. */
 const LOGITS_BYTES = 64 * 2 ** 20;
-
-/** A step on its way. */
-export interface EncodedStep {
-  readonly step: ScheduledStep;
-  /** The sequences that draw in it, in the order of the draws. */
-  readonly drawing: readonly Sequence[];
-  /** Slot of the first draw. */
-  readonly firstSlot: number;
-  /** Reads the details of its draws, where it was asked for them, until another step is submitted. */
-  readonly readDetails: ((options?: ReadOptions) => Promise<Sampled[]>) | undefined;
-  /** Reads the logits of a step that scores, until another one is submitted. */
-  readonly readLogits: ((options?: ReadOptions) => Promise<Float32Array<ArrayBuffer>>) | undefined;
-}
-
-/** What the device did. */
-export interface StepResult {
-  readonly step: ScheduledStep;
-  /** What each sequence that draws drew. */
-  readonly drawn: readonly { readonly sequence: Sequence; readonly sampled: Sampled }[];
-  /** `[tokens, vocabulary]`, flat, of a step that scores. */
-  readonly logits: Float32Array<ArrayBuffer> | undefined;
-}
 
 /** Of each step that was read what it drew, and its logits. */
 interface Read {
@@ -117,6 +96,8 @@ export class Runner {
   /** The tokens in the slots. */
   readonly #drawn: Storage;
   readonly #copier: BlockCopier;
+  /** What programs have of a step is gone when another one runs: by then it has been read. */
+  readonly #arenas: Arenas;
   /** Steps that are encoded and not submitted. */
   readonly #submission: Submission;
   /** Encodes what a step like the last one runs, where such a one is likely to follow. */
@@ -130,6 +111,7 @@ export class Runner {
     this.#drawn = model.device.storage("i32", [this.#slots.size], "drawn tokens");
     this.#copier = new BlockCopier(model.device, model.cache);
     this.#submission = new Submission(model.device);
+    this.#arenas = new Arenas(model.device, "steps");
   }
 
   /** Most tokens of a step. */
@@ -264,7 +246,10 @@ export class Runner {
     ways: readonly WayOfDrawing[] = ["greedy", "sample"],
     told: (done: number, all: number) => void = () => {},
   ): Promise<void> {
-    const wanted = this.#allLimits().flatMap((limits) => ways.map((way) => ({ limits, sampler: samplerOf(way) })));
+    // They share memory: the largest come first, lest it grows.
+    const wanted = this.#allLimits().toReversed().flatMap((limits) =>
+      ways.map((way) => ({ limits, sampler: samplerOf(way) }))
+    );
     for (const [done, { limits, sampler }] of wanted.entries()) {
       told(done, wanted.length);
       this.#capture(limits, sampler);
@@ -322,6 +307,7 @@ export class Runner {
     this.#captured.forEach(({ program }) => program.dispose());
     this.#captured.clear();
     this.#copier.dispose();
+    this.#arenas.release();
     this.#drawn.release();
   }
 
@@ -377,7 +363,8 @@ export class Runner {
       const { device, cache, config, precision } = this.#model;
       const small = maxTokens <= MOST_JOINED.sequences && config.hiddenSize <= MOST_JOINED.hiddenSize;
       const short = decode === true && small && precision === "fast" && !device.caps.cpu;
-      const program = compile(device, () => this.#trace(limits, sampler), { label, join: short });
+      const options = { label, join: short, arenas: this.#arenas };
+      const program = compile(device, () => this.#trace(limits, sampler), options);
       captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };
       this.#captured.set(label, captured);
     }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Arenas } from "./arenas.ts";
 import { assemble, type Assembled, type BoundTensor, MOST_SYMBOLS, SIZES_WORDS, symbolsOf } from "./assemble.ts";
 import { generate, generateFinish, type GroupCode } from "./codegen.ts";
 import type { Joinable } from "./chains.ts";
@@ -83,13 +84,17 @@ export class Compiler {
   upload!: Resident;
   host!: ArrayBuffer;
 
-  /** @param caps What kernels choose their forms by: the device's, or those of dispatches that are to be joined. */
+  /**
+   * @param caps What kernels choose their forms by: the device's, or those of dispatches that are to be joined.
+   * @param arenas Memory for results that is not the program's own.
+   */
   constructor(
     readonly device: Device,
     traced: readonly Node[],
     readonly label: string,
     rules: readonly Rule[],
     readonly caps: Caps,
+    readonly arenas?: Arenas,
   ) {
     const graph = rewriteGraph(traced, caps, rules);
     this.outputs = graph.outputs;
@@ -180,7 +185,9 @@ export class Compiler {
     if (caps.cpu || Math.max(0, ...totals.values()) > gpu.limits.maxBufferSize) {
       return bytes.map((size) => ({ buffer: this.#own(size, label).buffer, offset: 0 }));
     }
-    const buffers = new Map([...totals].map(([arena, total]) => [arena, this.#own(total, label).buffer]));
+    const take = (arena: number, total: number): GPUBuffer =>
+      this.arenas?.take(arena, total) ?? this.#own(total, label).buffer;
+    const buffers = new Map([...totals].map(([arena, total]) => [arena, take(arena, total)]));
     return offsets.map((offset, slot) => ({ buffer: buffers.get(arenas[slot]!)!, offset }));
   }
 

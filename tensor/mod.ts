@@ -47,4 +47,5 @@ export { type OperandType, type ResultType, SCALAR_OPS, type ScalarOp, scalarOp,
 export { Slabs } from "./slab.ts";
 export { type Resident, Storage } from "./storage.ts";
 export { Submission } from "./submission.ts";
+export { Arenas } from "./arenas.ts";
 export * from "./tensor.ts";

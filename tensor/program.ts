@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Arenas } from "./arenas.ts";
 import { SIZES_WORDS } from "./assemble.ts";
 import { joinDispatches, type Joined, tryBarriers } from "./chains.ts";
 import { Compiler, type Dispatch, type DispatchInfo, type InputSlot } from "./compiler.ts";
@@ -34,6 +35,8 @@ export interface CompileOptions {
   readonly label?: string;
   /** Compile for {@linkcode Program.join}: kernels take forms that can be joined. */
   readonly join?: boolean;
+  /** Memory for results that other programs use too; the program's own unless given, and on CPU devices. */
+  readonly arenas?: Arenas;
 }
 
 /**
@@ -67,9 +70,9 @@ export class Program {
 
   /** Use {@linkcode compile}. */
   constructor(readonly device: Device, outputs: readonly Node[], options: CompileOptions) {
-    const { label = "a program", rules = RULES, join = false } = options, { caps } = device;
+    const { label = "a program", rules = RULES, join = false, arenas } = options, { caps } = device;
     const joinedLanes = join && caps.coherent && caps.maxInvocations >= JOINED_LANES ? JOINED_LANES : undefined;
-    this.#compiler = new Compiler(device, outputs, label, rules, { ...caps, joinedLanes });
+    this.#compiler = new Compiler(device, outputs, label, rules, { ...caps, joinedLanes }, arenas);
     this.#dispatches = this.#steps = this.#compiler.compile();
     this.#sizes = new Uint32Array(this.#compiler.host, 0, SIZES_WORDS);
     this.#inputs = new Map(this.#compiler.inputs.map((slot) => [slot.node.name, slot]));
