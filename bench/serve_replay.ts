@@ -131,7 +131,7 @@ export function latencies({ traces }: Pick<Replay, "traces">): Record<"ttft" | "
 
 /**
  * Tokens a second while all requests were decoding: from when the last of them had its first token to when the first ended. Outputs of
- * one step come one after another, so each request is timed by outputs of its own.
+ * one step come one after another, so each request is timed by outputs of its own. 0 where that is not enough: a request has fewer than two.
  */
 export function steadyRate(traces: readonly Trace[]): { tokensPerSecond: number; milliseconds: number } {
   const from = Math.max(...traces.map(({ outputs }) => outputs[0]![0]));
@@ -139,9 +139,11 @@ export function steadyRate(traces: readonly Trace[]): { tokensPerSecond: number;
   const rates = traces.map(({ outputs }) => {
     const own = outputs.filter(([at]) => at >= from && at <= to);
     const tokens = own.slice(1).reduce((sum, [, count]) => sum + count, 0);
-    return tokens === 0 ? 0 : 1000 * tokens / (own.at(-1)![0] - own[0]![0]);
+    const milliseconds = own.length < 2 ? 0 : own.at(-1)![0] - own[0]![0];
+    return milliseconds > 0 ? 1000 * tokens / milliseconds : 0;
   });
-  return { tokensPerSecond: rates.reduce((sum, rate) => sum + rate, 0), milliseconds: Math.max(0, to - from) };
+  const tokensPerSecond = rates.includes(0) ? 0 : rates.reduce((sum, rate) => sum + rate, 0);
+  return { tokensPerSecond, milliseconds: Math.max(0, to - from) };
 }
 
 /** How many were running, how many waited, and how full the pool was. */

@@ -5,6 +5,7 @@
  * @module
  */
 import type { Precision } from "../model/decoder.ts";
+import { GPU_STEPS } from "../serving/load_engine.ts";
 import type { Scheduled, ScheduledStep } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
 import { type Device, type Program, type RunValues, Submission } from "../tensor/mod.ts";
@@ -36,7 +37,7 @@ export interface StepOptions {
 }
 
 /** Most steps that the engine submits together: half of its longest run. */
-const LARGEST_GROUP = 8;
+const LARGEST_GROUP = GPU_STEPS / 2;
 
 /** What was measured. */
 export interface StepResult extends Result, StepOptions {

@@ -165,11 +165,14 @@ const tileRows: readonly TileRow[] = [
   { above: 0, tiles: 0, small: false, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 8 },
 ];
 
+/** The form in a row. */
+function formOf({ above: _above, upTo: _upTo, tiles: _tiles, small: _small, ...form }: TileRow): TileForm {
+  return { ...form, kind: "tile" };
+}
+
 /** The forms of the table that a device has room for: what benches time. */
 export function tileForms(columns: number, caps: Caps): TileForm[] {
-  const forms = tileRows.map((
-    { above: _above, upTo: _upTo, tiles: _tiles, small: _small, ...form },
-  ) => ({ ...form, kind: "tile" } as const));
+  const forms = tileRows.map(formOf);
   const distinct = new Map(forms.map((form) => [JSON.stringify(form), form]));
   return [...distinct.values()].filter((form) => tileFits(form, columns, caps));
 }
@@ -185,13 +188,14 @@ function tileFits(form: TileForm, columns: number, caps: Caps): boolean {
 function tileForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm {
   if (caps.cpu) return { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 1 };
   const tiles = Math.ceil(maxTokens / 64) * Math.ceil(rows / 64), small = columns <= 1024 && rows <= 2048;
-  const row = tileRows.find(({ above, upTo = Infinity, ...row }) =>
-    maxTokens > above && maxTokens <= upTo && tiles >= row.tiles && (small || !row.small)
-  )!;
-  const { above: _above, upTo: _upTo, tiles: _tiles, small: _small, ...form } = row;
+  const form = formOf(
+    tileRows.find(({ above, upTo = Infinity, ...row }) =>
+      maxTokens > above && maxTokens <= upTo && tiles >= row.tiles && (small || !row.small)
+    )!,
+  );
   let slices = form.slices;
-  while (slices > 1 && !tileFits({ ...form, kind: "tile", slices }, columns, caps)) slices /= 2;
-  return { ...form, kind: "tile", slices };
+  while (slices > 1 && !tileFits({ ...form, slices }, columns, caps)) slices /= 2;
+  return { ...form, slices };
 }
 
 /** Most tokens for which weights are better read once for eight tokens than put into tiles. */

@@ -130,7 +130,7 @@ function batches(longest: number): Sequence[][] {
 
 const settings: (Heads & { tokens: number })[] = [
   { kvHeads: 2, group: 2, headDim: 64, maxBlocks: 20, tokens: 2200 },
-  { kvHeads: 1, group: 3, headDim: 32, maxBlocks: 200, tokens: 203 }, // contexts in parts
+  { kvHeads: 2, group: 3, headDim: 32, maxBlocks: 140, tokens: 203 }, // contexts in parts
 ];
 
 /** Queries of each row's sequence; 0 for padding. */

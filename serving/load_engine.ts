@@ -39,7 +39,7 @@ export interface LoadedEngine extends EngineInfo {
 }
 
 /** Most steps that a GPU is given before the first of them is read. */
-const GPU_STEPS = 16;
+export const GPU_STEPS = 16;
 
 /** What an engine can be loaded with besides {@linkcode LoadOptions}. */
 export interface EngineLoadOptions extends LoadOptions {

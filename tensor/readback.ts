@@ -23,7 +23,10 @@ export interface ReadOptions {
   readonly behind?: Submission | undefined;
   /** Called once all is submitted: the wait itself lets nothing else happen. */
   readonly meanwhile?: (() => void) | undefined;
-  /** Called as soon as the bytes are there, before they are taken: the device has nothing to do from then on. */
+  /**
+   * Called as soon as the bytes ought to be there, before they are taken: the device has nothing to do from then on. Where the fast
+   * path fails, which happens once at most, it comes too early.
+   */
   readonly arrived?: (() => void) | undefined;
 }
 

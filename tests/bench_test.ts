@@ -70,7 +70,9 @@ Deno.test("bench: the steady rate counts from the last first token to the first 
   // From 20 to 50 there are outputs at 30, 40, 50 and 30, 50: ten tokens in 30 ms.
   const { tokensPerSecond, milliseconds } = steadyRate([trace(10, 20, 30, 40, 50), trace(20, 30, 50, 60)]);
   assertEquals([Math.round(tokensPerSecond), milliseconds], [333, 30]);
-  assertEquals(steadyRate([trace(10), trace(20)]).tokensPerSecond, 0);
+  for (const few of [[trace(10), trace(20)], [trace(0, 10, 20, 30), trace(11, 19)], [trace(5, 5), trace(5, 5)]]) {
+    assertEquals(steadyRate(few).tokensPerSecond, 0, "a request has too few outputs in between");
+  }
 });
 
 Deno.test("bench: what is timed on its own is the program that the engine ran", async () => {
