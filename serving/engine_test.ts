@@ -1,9 +1,9 @@
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assertEquals, assertRejects, assertThrows, unreachable } from "@std/assert";
 import { Engine } from "./engine.ts";
 import type { EngineRequest } from "./engine_types.ts";
 import { Generation } from "./generation.ts";
 import { resolveParameters } from "./parameters.ts";
-import type { Completion, SamplingOptions } from "./request.ts";
+import type { Chunk, Completion, SamplingOptions } from "./request.ts";
 import type { EncodedStep, StepResult } from "./encoded_step.ts";
 import type { ScheduledStep } from "./scheduled_step.ts";
 import type { Sequence } from "./sequence.ts";
@@ -87,10 +87,9 @@ function submit(engine: Engine, prompt: number[], options: SamplingOptions & { s
   const parameters = resolveParameters(options, defaults), id = requests++;
   const abort = (index?: number): void => engine.abort(id, index);
   const generation = new Generation({ promptTokens: prompt.length, parameters, abort, signal: options.signal });
-  const { sampling, maxTokens, stopTokenIds, n, priority } = parameters;
+  const { sampling, maxTokens, stopTokenIds, n, logprobs, priority } = parameters;
   const request: EngineRequest = { id, prompt, sampling, maxTokens, stopTokenIds, n, priority };
-  engine.addRequest(request, generation);
-  generation.watch();
+  generation.start((sink) => engine.addRequest({ ...request, ...(logprobs !== undefined && { logprobs }) }, sink));
   return generation;
 }
 
@@ -178,6 +177,23 @@ Deno.test("a signal ends a request within a step, running or waiting", async () 
     { tokens: [], finishReason: "abort" },
   ]);
   assertEquals(runner.steps.length, 3);
+  await assertIdle(engine);
+});
+
+Deno.test("a signal that is aborted already ends a request as right after it was asked for; the engine hears nothing", async () => {
+  const { runner, engine } = setUp(), controller = new AbortController(), options = { n: 2, logprobs: 1 };
+  const chunksOf = async (generation: Generation): Promise<Omit<Chunk, "timings">[]> => {
+    const chunks = await Array.fromAsync(generation.chunks());
+    await generation.retired;
+    return chunks.map(({ timings: _, ...chunk }) => chunk);
+  };
+  const late = submit(engine, [1], { ...options, signal: controller.signal });
+  controller.abort();
+  const expected = await chunksOf(late);
+  engine.addRequest = () => unreachable();
+  assertEquals(await chunksOf(submit(engine, [1], { ...options, signal: controller.signal })), expected);
+  assertEquals(expected.map(({ tokens, finishReason }) => [tokens, finishReason]), [[[], "abort"], [[], "abort"]]);
+  assertEquals(runner.steps, []);
   await assertIdle(engine);
 });
 

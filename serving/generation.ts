@@ -62,11 +62,28 @@ export class Generation implements OutputSink {
     this.retired = new Promise((resolve) => this.#retire = resolve);
   }
 
-  /** Lets its signal end it, from now on. */
-  watch(): void {
+  /** Hands it to the engine, and lets its signal end it from then on. Where that is aborted already, the engine hears nothing of it. */
+  start(addRequest: (sink: OutputSink) => void): void {
     const { signal } = this.#request;
-    if (signal?.aborted) this.#onAbort();
-    else signal?.addEventListener("abort", this.#onAbort);
+    if (signal?.aborted) return this.#endUnstarted();
+    addRequest(this);
+    signal?.addEventListener("abort", this.#onAbort);
+  }
+
+  /** The chunks of an abort before the first step. */
+  #endUnstarted(): void {
+    const { logprobs } = this.#request.parameters;
+    for (const [index, sample] of this.#samples.entries()) {
+      this.#take(sample, {
+        index,
+        tokens: [],
+        ...(logprobs !== undefined && { logprobs: [] }),
+        ...((logprobs ?? 0) > 0 && { topLogprobs: [] }),
+        finishReason: "abort",
+      });
+      sample.retired = true;
+    }
+    this.#settle();
   }
 
   output(output: EngineOutput): void {
@@ -110,7 +127,7 @@ export class Generation implements OutputSink {
   }
 
   /** Makes a chunk of new tokens, up to a stop string where there is one. */
-  #take(sample: SampleText, output: EngineOutput): void {
+  #take(sample: SampleText, output: Omit<EngineOutput, "id">): void {
     const { index, tokens, logprobs, topLogprobs, finishReason } = output;
     let text = "", count = 0;
     for (; count < tokens.length && !sample.stops.stopped; count++) {

@@ -170,8 +170,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
     const alternatives = logprobs === undefined ? {} : { logprobs };
     const salt = cacheSalt === undefined ? {} : { cacheSalt };
     const request = { id, prompt, sampling, maxTokens, stopTokenIds, n, priority, ...alternatives, ...salt };
-    this.engine.addRequest(request, submitted);
-    submitted.watch();
+    submitted.start((sink) => this.engine.addRequest(request, sink));
     return submitted;
   }
 

@@ -26,6 +26,14 @@ Deno.test("an engine in a thread of its own answers as one in this thread", asyn
   await assertRejects(() => there.complete({ tokens: [1], topP: 2 }), RangeError, "topP is 2");
 });
 
+Deno.test("what is aborted before it is asked for is not computed in the other thread either", async () => {
+  await using model = await loadModel(TINY);
+  const aborted = await model.complete({ ...REQUEST, signal: AbortSignal.abort() });
+  assertEquals([aborted.tokens, aborted.finishReason], [[], "abort"]);
+  await model.complete({ ...REQUEST, maxTokens: 1 });
+  assertEquals(model.stats().promptTokens, 3);
+});
+
 Deno.test("the caller's thread is free while the engine works", async () => {
   await using model = await loadModel(TINY);
   let turns = 0;
