@@ -6,8 +6,8 @@
  */
 import { type OpenAiError, openAiId, type OpenAiResponse } from "../serving/openai_response.ts";
 import type { RefusedLine } from "./batch_input.ts";
-import { fileErrorText } from "./errors.ts";
-import { OutputClosed, type Terminal } from "./terminal.ts";
+import { cannotWrite } from "./errors.ts";
+import type { Terminal } from "./terminal.ts";
 
 /** How the id of each line begins, as OpenAI's do. */
 const ID_PREFIX = "batch_req_";
@@ -102,6 +102,12 @@ function parseLine(line: string): BatchLine | undefined {
   }
 }
 
+/** What to do where a line cannot be written: in a file what is done is kept, and elsewhere it is not known what arrived. */
+const REMEDIES = {
+  file: "Run it again to go on: what is written is not done again",
+  stream: "Give --output a file: what it holds is not done again",
+} as const;
+
 /** Writes lines, one after the other. */
 export class BatchOutput implements Disposable {
   #pending: Promise<void> = Promise.resolve();
@@ -109,7 +115,7 @@ export class BatchOutput implements Disposable {
   private constructor(
     /** Requests that an earlier run answered. */
     readonly finished: ReadonlySet<string>,
-    private readonly path: string,
+    private readonly kind: keyof typeof REMEDIES,
     private readonly append: (text: string) => Promise<void>,
     private readonly opened?: Disposable,
   ) {}
@@ -121,11 +127,11 @@ export class BatchOutput implements Disposable {
    * @throws {Error} if it cannot be read or written, or holds something else.
    */
   static async open(terminal: Terminal, path: string): Promise<BatchOutput> {
-    if (path === "-") return new BatchOutput(new Set(), path, (text) => terminal.stdout.write(text));
+    if (path === "-") return new BatchOutput(new Set(), "stream", (text) => terminal.stdout.write(text));
     try {
       if (await terminal.isStream(path)) {
         const stream = await terminal.openStream(path);
-        return new BatchOutput(new Set(), path, (text) => stream.write(text), stream);
+        return new BatchOutput(new Set(), "stream", (text) => stream.write(text), stream);
       }
       using locks = new DisposableStack();
       locks.use(await lock(terminal, path, path));
@@ -139,21 +145,26 @@ export class BatchOutput implements Disposable {
         locks.use(await lock(terminal, partial, path));
         await terminal.renameFile(partial, path);
       }
-      return new BatchOutput(finished, path, (text) => terminal.appendTextFile(path, text), locks.move());
+      const append = async (text: string): Promise<void> => {
+        await terminal.appendTextFile(path, text).catch((cause) => {
+          throw cannotWrite(`"${path}"`, cause);
+        });
+      };
+      return new BatchOutput(finished, "file", append, locks.move());
     } catch (cause) {
       if (cause instanceof Error && cause.message.startsWith("Cannot")) throw cause;
-      throw cannotWrite(path, cause);
+      throw cannotWrite(`"${path}"`, cause);
     }
   }
 
   /**
    * Writes a line; resolves when it is in the file.
    *
-   * @throws {Error} if it cannot be written. {@link OutputClosed} where nobody reads any more.
+   * @throws {Error} if it cannot be written, which nobody reading any more is too: the batch is not done then.
    */
   write(line: BatchLine): Promise<void> {
     const written = this.#pending.then(() => this.append(`${JSON.stringify(line)}\n`)).catch((cause) => {
-      throw cause instanceof OutputClosed ? cause : cannotWrite(this.path, cause);
+      throw new Error(`${(cause as Error).message}. ${REMEDIES[this.kind]}`, { cause });
     });
     this.#pending = written.catch(() => {}); // whoever waits for the line is told
     return written;
@@ -163,10 +174,6 @@ export class BatchOutput implements Disposable {
   [Symbol.dispose](): void {
     this.opened?.[Symbol.dispose]();
   }
-}
-
-function cannotWrite(path: string, cause: unknown): Error {
-  return new Error(`Cannot write "${path}": ${fileErrorText(cause)}`, { cause });
 }
 
 async function lock(terminal: Terminal, file: string, output: string): Promise<Disposable> {

@@ -21,6 +21,11 @@ export function fileErrorText(error: unknown): string {
   return error instanceof Error ? error.message.replace(/ \(os error \d+\)(: \w+ '.*')?$/, "") : String(error);
 }
 
+/** The error of an output that takes no more. */
+export function cannotWrite(name: string, cause: unknown): Error {
+  return new Error(`Cannot write ${name}: ${fileErrorText(cause)}`, { cause });
+}
+
 /** What TINYLLM_DEBUG asks for: 1 where errors come from, 2 also what the GPU runs. */
 export function debugLevel(terminal: Pick<Terminal, "env">): number {
   return Number(terminal.env("TINYLLM_DEBUG") ?? 0) || 0;

@@ -4,11 +4,12 @@
  *
  * @module
  */
+import { cannotWrite } from "./errors.ts";
 
 /** Standard output or standard error. */
 export interface Output {
   readonly isTerminal: boolean;
-  /** Writes all of `text`; rejects with {@link OutputClosed} where nobody reads any more. */
+  /** Writes all of `text`; rejects with {@link OutputClosed} where nobody reads any more, else with an error that names the output. */
   write(text: string): Promise<void>;
 }
 
@@ -62,8 +63,8 @@ const DEFAULT_COLUMNS = 100;
 /** The process's own terminal. */
 export function denoTerminal(): Terminal {
   return {
-    stdout: denoOutput(Deno.stdout),
-    stderr: denoOutput(Deno.stderr),
+    stdout: denoOutput(Deno.stdout, "standard output"),
+    stderr: denoOutput(Deno.stderr, "standard error"),
     stdin: denoInput(),
     env: readEnv,
     columns: () => {
@@ -101,12 +102,12 @@ export function denoTerminal(): Terminal {
     },
     async openStream(path) {
       const file = await Deno.open(path, { write: true });
-      return { ...denoOutput(file), [Symbol.dispose]: () => file.close() };
+      return { ...denoOutput(file, `"${path}"`), [Symbol.dispose]: () => file.close() };
     },
   };
 }
 
-function denoOutput(stream: Pick<Deno.FsFile, "isTerminal" | "write">): Output {
+function denoOutput(stream: Pick<Deno.FsFile, "isTerminal" | "write">, name: string): Output {
   const encoder = new TextEncoder();
   return {
     isTerminal: stream.isTerminal(),
@@ -116,7 +117,7 @@ function denoOutput(stream: Pick<Deno.FsFile, "isTerminal" | "write">): Output {
         while (bytes.length > 0) bytes = bytes.subarray(await stream.write(bytes));
       } catch (cause) {
         if (cause instanceof Deno.errors.BrokenPipe) throw new OutputClosed("Nobody reads the output", { cause });
-        throw cause;
+        throw cannotWrite(name, cause);
       }
     },
   };

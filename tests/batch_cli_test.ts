@@ -1,12 +1,12 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
-import { type BatchLine, BatchOutput } from "../cli/batch_output.ts";
+import { answerLine, type BatchLine, BatchOutput } from "../cli/batch_output.ts";
 import { panelLines, statusText } from "../cli/batch_progress.ts";
 import { denoTerminal } from "../cli/terminal.ts";
 import type { ChatChoice, OpenAiResponse, TextChoice } from "../serving/openai_response.ts";
 import type { Chunk, GenerateOptions } from "../serving/request.ts";
 import { RequestError } from "../serving/request_error.ts";
 import { DeviceLostError } from "../tensor/device_errors.ts";
-import { type FakeOptions, type FakeResult, runFake } from "./fake_terminal.ts";
+import { type FakeOptions, type FakeResult, fakeTerminal, runFake } from "./fake_terminal.ts";
 
 const ARGS = ["batch", "--input", "in.jsonl", "--output", "out.jsonl"];
 
@@ -272,7 +272,26 @@ Deno.test("batch: devices and pipes are written to and never read back", async (
   const tty = await run("/dev/tty");
   assertEquals([tty.code, tty.files["/dev/tty"]!.split("\n").length], [0, 3]);
   const full = await run("/dev/full");
-  assertEquals([full.code, full.stderr], [1, 'error: Cannot write "/dev/full": No space left on device\n']);
+  const lost = "Give --output a file: what it holds is not done again";
+  assertEquals([full.code, full.stderr], [1, `error: Cannot write "/dev/full": No space left on device. ${lost}\n`]);
+  // Whoever reads is gone before all is done, which the exit code has to say.
+  const closed = await runFake(["batch", "-i", "-", "-o", "-"], { stdin: [plain("a") + plain("b")], closeAfter: 1 });
+  assertEquals([closed.code, closed.stderr], [1, `error: Nobody reads the output. ${lost}\n`]);
+  assertEquals(JSON.parse(closed.stdout).custom_id, "a");
+});
+
+Deno.test("batch: an output that takes no more is named, without the system's number", {
+  ignore: Deno.build.os !== "linux",
+}, async () => {
+  using full = await denoTerminal().openStream("/dev/full");
+  const error = await assertRejects(() => full.write("line"), Error);
+  assertEquals(error.message, 'Cannot write "/dev/full": No space left on device');
+  const { terminal } = fakeTerminal({});
+  terminal.appendTextFile = () => Promise.reject(new Error("No space left on device (os error 28)"));
+  using file = await BatchOutput.open(terminal, "out.jsonl");
+  const again = "Run it again to go on: what is written is not done again";
+  const refused = await assertRejects(() => file.write(answerLine("a", {} as OpenAiResponse)), Error);
+  assertEquals(refused.message, `Cannot write "out.jsonl": No space left on device. ${again}`);
 });
 
 Deno.test("batch: Ctrl-C keeps what is done and leaves nothing half done", async () => {

@@ -117,7 +117,9 @@ export function fakeTerminal(options: FakeOptions): {
     stdout: {
       isTerminal,
       write(text) {
-        if (writes++ >= (options.closeAfter ?? Infinity)) return Promise.reject(new OutputClosed("closed"));
+        if (writes++ >= (options.closeAfter ?? Infinity)) {
+          return Promise.reject(new OutputClosed("Nobody reads the output"));
+        }
         output.stdout += text;
         return Promise.resolve();
       },
@@ -162,7 +164,7 @@ export function fakeTerminal(options: FakeOptions): {
     isStream: (path) => Promise.resolve(path.startsWith("/dev/")),
     openStream(path) {
       const write = (text: string): Promise<void> => {
-        if (path === "/dev/full") return Promise.reject(new Error("No space left on device (os error 28)"));
+        if (path === "/dev/full") return Promise.reject(new Error('Cannot write "/dev/full": No space left on device'));
         return terminal.appendTextFile(path, text);
       };
       return Promise.resolve({ isTerminal: false, write, [Symbol.dispose]() {} });
