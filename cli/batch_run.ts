@@ -9,6 +9,7 @@ import type { GenerateOptions, Sample, SamplingOptions, Usage } from "../serving
 import { RequestError } from "../serving/request_error.ts";
 import type { BatchRequest } from "./batch_input.ts";
 import { answerLine, type BatchLine, errorLine } from "./batch_output.ts";
+import { withFlags } from "./errors.ts";
 import type { LoadedModel } from "./library.ts";
 
 /** Counts of a run. */
@@ -91,7 +92,7 @@ async function runRequest(
     if (!(cause instanceof RequestError)) throw new ModelFailed(cause);
     if (signal.aborted) return;
     counts.failed++;
-    const message = `Line ${line}: ${cause.message}`;
+    const message = `Line ${line}: ${withFlags(cause.message)}`;
     options.onFailure(message);
     return await write(errorLine({ customId, code: "invalid_request", message, status: 400 }));
   }

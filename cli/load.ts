@@ -4,7 +4,7 @@
  * @module
  */
 import type { GenerateOptions, SamplingOptions } from "../serving/request.ts";
-import { debugLevel, UsageError } from "./errors.ts";
+import { debugLevel, UsageError, withFlags } from "./errors.ts";
 import type { CommandContext } from "./context.ts";
 import type { LoadedModel, LoadOptions } from "./library.ts";
 import type { Options } from "./options.ts";
@@ -39,7 +39,9 @@ export async function loadModel(context: CommandContext, more: Pick<LoadOptions,
     const model = await loadWithProgress(context, more, signal);
     const { contextLength, contextShortage } = model;
     if (contextShortage !== undefined) {
-      await terminal.stderr.write(`The context is ${formatInteger(contextLength)} tokens: ${contextShortage}\n`);
+      await terminal.stderr.write(
+        `The context is ${formatInteger(contextLength)} tokens: ${withFlags(contextShortage)}\n`,
+      );
     }
     return model;
   } finally {

@@ -64,7 +64,7 @@ function checkEngineOptions(options: LoadOptions): void {
   }
   if (kvMemory !== undefined && kvMemory <= 1 && memoryLimit === Infinity) {
     throw new RangeError(
-      `Cannot load the model: kvMemory is ${kvMemory}, a fraction, and drivers do not say of what: give memoryLimit (--memory-limit) too, or bytes`,
+      `Cannot load the model: kvMemory is ${kvMemory}, a fraction, and drivers do not say of what: give memoryLimit too, or bytes`,
     );
   }
   for (const [name, value] of Object.entries({ prefixCache, warmUp })) {

@@ -229,7 +229,7 @@ function isConversation(prompt: readonly ChatMessage[] | readonly number[]): pro
 function longerContext({ contextLength, contextShortage, config }: LoadedModel): string {
   if (contextShortage !== undefined) return `, or load the model with more memory: ${contextShortage}`;
   return contextLength < config.contextLength
-    ? `, or load the model with a context of up to ${config.contextLength}`
+    ? `, or load the model with a contextLength of up to ${config.contextLength}`
     : ": the model cannot take more";
 }
 

@@ -209,7 +209,7 @@ export function chooseContextLength(asked: number | undefined, room: Room): numb
     const smaller = kvDtype === "f32" && caps.f16 ? ', or use kvDtype "f16"' : "";
     throw new RangeError(
       `Cannot load the model: contextLength is ${asked}, and this device binds a cache of ${most} tokens: give that or ` +
-        `less (--context)${smaller}`,
+        `less${smaller}`,
     );
   }
   return asked;
@@ -231,10 +231,10 @@ export function contextShortage(contextLength: number, room: Room): string | und
   if (contextLength >= most) return undefined;
   const cache = Math.ceil(most / BLOCK_SIZE) * blockBytes(room);
   const takes = (bytes: number): string => `and a context of ${most} takes ${Math.ceil(bytes)}`;
-  if (kvMemory !== undefined && kvMemory > 1) return `kvMemory (--kv-memory) is ${kvMemory} bytes, ${takes(cache)}`;
+  if (kvMemory !== undefined && kvMemory > 1) return `kvMemory is ${kvMemory} bytes, ${takes(cache)}`;
   const needed = memoryLimit - freeBytes(most, room) + cache / (kvMemory ?? 1);
-  const part = kvMemory === undefined ? "" : `, of whose rest keys and values get ${kvMemory} (--kv-memory)`;
-  return `memoryLimit (--memory-limit) is ${memoryLimit} bytes${part}, ${takes(needed)}`;
+  const part = kvMemory === undefined ? "" : `, of whose rest keys and values get ${kvMemory} (kvMemory)`;
+  return `memoryLimit is ${memoryLimit} bytes${part}, ${takes(needed)}`;
 }
 
 /**
@@ -251,9 +251,7 @@ export function checkMemoryLimit(contextLength: number, room: Room): void {
   if (cache <= free) return;
   const { weights, activations } = roomEstimate(contextLength, room);
   throw new OutOfMemoryError(
-    `Cannot load the model: memoryLimit (--memory-limit) is ${memoryLimit} bytes, and ${
-      memoryLimit - free + cache
-    } are ` +
+    `Cannot load the model: memoryLimit is ${memoryLimit} bytes, and ${memoryLimit - free + cache} are ` +
       `needed: ${weights} for weights, ${activations} for activations, ${cache} for keys and values. Raise memoryLimit, or ` +
       `lower maxNumBatchedTokens, maxNumSeqs${kvMemory === undefined ? " or contextLength" : " or kvMemory"}` +
       `${smallerSteps(cache, contextLength, room)}.`,
@@ -278,8 +276,7 @@ function checkContextLength(contextLength: number, config: DecoderConfig): void 
   }
   if (contextLength > config.contextLength) {
     throw new RangeError(
-      `Cannot load the model: contextLength is ${contextLength}, and it was made for ${config.contextLength}: give that or less ` +
-        "(--context)",
+      `Cannot load the model: contextLength is ${contextLength}, and it was made for ${config.contextLength}: give that or less`,
     );
   }
 }
@@ -322,7 +319,7 @@ export function choosePoolBlocks(contextLength: number, room: Room): number {
   if (asked !== undefined) {
     if (asked < block) {
       throw new RangeError(
-        `Cannot load the model: kvMemory (--kv-memory) is ${room.kvMemory! > 1 ? "" : `${room.kvMemory}, or `}${
+        `Cannot load the model: kvMemory is ${room.kvMemory! > 1 ? "" : `${room.kvMemory}, or `}${
           Math.floor(asked)
         } bytes, and ${BLOCK_SIZE} tokens take ${block}: give that or more`,
       );

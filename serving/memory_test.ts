@@ -63,7 +63,7 @@ Deno.test("a context that the model or the device cannot have is refused with bo
   assertThrows(
     () => chooseContextLength(513, narrow),
     RangeError,
-    'contextLength is 513, and this device binds a cache of 512 tokens: give that or less (--context), or use kvDtype "f16"',
+    'contextLength is 513, and this device binds a cache of 512 tokens: give that or less, or use kvDtype "f16"',
   );
   assertEquals(choosePoolBlocks(512, narrow), 512 / BLOCK_SIZE);
 });
@@ -106,7 +106,7 @@ Deno.test("the pool is as large as asked, in bytes or as a fraction of what is l
   assertThrows(
     () => choosePoolBlocks(1024, { ...bytes, kvMemory: 1000 }),
     RangeError,
-    "kvMemory (--kv-memory) is 1000 bytes, and 16 tokens take 65536: give that or more",
+    "kvMemory is 1000 bytes, and 16 tokens take 65536: give that or more",
   );
 });
 
@@ -122,14 +122,14 @@ Deno.test("a context that memory made shorter says which option did, and what it
   assertEquals(shortage({ caps: { ...CAPS, maxBinding: 2 ** 16 } }), undefined, "no option can help");
   assertEquals(
     shortage({ kvMemory: 65536 }),
-    `kvMemory (--kv-memory) is 65536 bytes, and a context of 1024 takes ${cache}`,
+    `kvMemory is 65536 bytes, and a context of 1024 takes ${cache}`,
   );
   assertEquals(
     shortage({ memoryLimit: needed - 1 }),
-    `memoryLimit (--memory-limit) is ${needed - 1} bytes, and a context of 1024 takes ${needed}`,
+    `memoryLimit is ${needed - 1} bytes, and a context of 1024 takes ${needed}`,
   );
   const fraction = shortage({ memoryLimit: half - 100, kvMemory: 0.5 });
-  assertEquals(fraction?.endsWith(`get 0.5 (--kv-memory), and a context of 1024 takes ${half}`), true, fraction);
+  assertEquals(fraction?.endsWith(`get 0.5 (kvMemory), and a context of 1024 takes ${half}`), true, fraction);
   for (const enough of [{ kvMemory: cache }, { memoryLimit: needed }, { memoryLimit: half, kvMemory: 0.5 }]) {
     assertEquals(shortage(enough), undefined);
   }

@@ -366,7 +366,7 @@ export class Scheduler {
     if (numPromptTokens + (task === "score" ? 0 : 1) > most) {
       throw new RequestError(
         `Cannot take a prompt of ${numPromptTokens} tokens: prompt and answer have ${most} in all. Give a shorter prompt, ` +
-          `or load with a longer context`,
+          `or load with a larger contextLength`,
       );
     }
     // The last token is drawn, and never computed.
@@ -376,7 +376,7 @@ export class Scheduler {
       const enough = blockBytes === undefined ? "that holds them" : `of ${blocks * blockBytes} bytes or more`;
       throw new RequestError(
         `Cannot take a request of up to ${most} tokens: it needs ${blocks} blocks of ${this.blocks.blockSize}, the pool ` +
-          `has ${this.blocks.numBlocks}. Ask for fewer tokens, or load with a kvMemory (--kv-memory) ${enough}`,
+          `has ${this.blocks.numBlocks}. Ask for fewer tokens, or load with a kvMemory ${enough}`,
       );
     }
   }

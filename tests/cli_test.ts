@@ -103,7 +103,29 @@ Deno.test("exit codes: 1 with one line for what fails, its stack with TINYLLM_DE
 
 Deno.test("a context that memory made shorter is said on standard error", async () => {
   const { code, stderr } = await runFake(["generate", "Hi"], { model: { contextShortage: "kvMemory is 3 bytes" } });
-  assertEquals([code, stderr.includes("The context is 8 tokens: kvMemory is 3 bytes\n")], [0, true]);
+  assertEquals([code, stderr.includes("The context is 8 tokens: --kv-memory is 3 bytes\n")], [0, true]);
+});
+
+Deno.test("what the library says of its options names the flags, and those apply", async () => {
+  const library = await import("../mod.ts");
+  const cases: [string[], string][] = [
+    [["--kv-memory", "0.5"], "--kv-memory is 0.5, a fraction, and drivers do not say of what: give --memory-limit too"],
+    [["--kv-memory", "10kB"], "--kv-memory is 10000 bytes, and 16 tokens take"],
+    [
+      ["--memory-limit", "10MB"],
+      "Raise --memory-limit, or lower --max-num-batched-tokens, --max-num-seqs or --context.",
+    ],
+    [["--memory-limit", "10MB", "--kv-memory", "1MB"], "--max-num-seqs or --kv-memory."],
+    [["-c", "5000"], "--context is 5000, and it was made for 1024: give that or less"],
+    [["--max-num-seqs", "4", "--max-num-batched-tokens", "2"], "--max-num-batched-tokens is 2, and a step has"],
+    [["-c", "16", "-p", "mouse ".repeat(40)], "or load the model with a --context of up to 1024."],
+    [["--kv-memory", "66kB", "-p", "mouse ".repeat(40)], "more memory: --kv-memory is 66000 bytes, and a context of"],
+  ];
+  for (const [args, message] of cases) {
+    const { code, stderr } = await runFake(["generate", ...args.includes("-p") ? [] : ["Hi"], ...args], { library });
+    assertEquals(code, 1, args.join(" "));
+    assertStringIncludes(stderr, message);
+  }
 });
 
 Deno.test("TINYLLM_DEBUG=2 writes what the GPU runs to standard error", async () => {

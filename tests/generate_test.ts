@@ -173,9 +173,9 @@ Deno.test("generation ends with the context, and each of many gets its own answe
   await assertRejects(
     () => short.complete({ tokens: Array<number>(32).fill(1) }),
     RequestError,
-    "Shorten it, or load the model with more memory: kvMemory (--kv-memory) is ",
+    "Shorten it, or load the model with more memory: kvMemory is ",
   );
-  const longer = "Shorten it, or load the model with a context of up to 512";
+  const longer = "Shorten it, or load the model with a contextLength of up to 512";
   await assertRejects(() => complete(Array<number>(20).fill(1)), Error, longer);
   assert((await model.explain()).includes("paged_attention"));
 });
