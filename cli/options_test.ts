@@ -33,7 +33,20 @@ Deno.test("options: every spelling of a flag", () => {
   });
   assertEquals(parse("--stop", "a", "--stop=b=c", "--json").options, { stop: ["a", "b=c"], json: true });
   assertEquals(parse("--logit-bias", "5=-1.5", "--logit-bias=6+2").options, { logitBias: { 5: -1.5, 6: 2 } });
-  assertEquals(parse("--token-ids", "[1, 2]").options, { tokenIds: [1, 2] });
+  for (const text of ["[1, 2]", "1,2", " 1 2 ", "1 , 2"]) {
+    assertEquals(parse("--token-ids", text).options, { tokenIds: [1, 2] });
+  }
+  for (const wrong of ["1,,2", ",1", "1,2,", "[1,]", "1, ,2", ","]) {
+    const message = `--token-ids needs an id on either side of each comma, as in "1,2,3", and was given "${wrong}"`;
+    assertThrows(() => parse("--token-ids", wrong), UsageError, message);
+  }
+  for (const none of ["", " ", "[]"]) {
+    assertThrows(
+      () => parse("--token-ids", none),
+      UsageError,
+      `needs token ids such as "1,2,3", and was given "${none}"`,
+    );
+  }
   assertEquals(parse("--presence-penalty", "-1").options, { presencePenalty: -1 });
   for (const [text, bytes] of [["0.5", 0.5], ["1.5gib", 1.5 * 2 ** 30], ["500 MB", 5e8], ["4096", 4096]] as const) {
     assertEquals(parse("--kv-memory", text).options, { kvMemory: bytes });

@@ -64,8 +64,12 @@ export const share: ValueReader<number> = {
 export const tokenIds: ValueReader<readonly number[]> = {
   placeholder: "IDS",
   read(value) {
-    const words = value.replace(/^\s*\[|\]\s*$/g, "").split(/[\s,]+/).filter((word) => word !== "");
-    if (words.length === 0) throw new Error(`needs token ids such as "1,2,3", and was given "${value}"`);
+    const list = value.replace(/^\s*\[|\]\s*$/g, "").trim();
+    if (list === "") throw new Error(`needs token ids such as "1,2,3", and was given "${value}"`);
+    const words = list.split(/\s*,\s*|\s+/);
+    if (words.includes("")) {
+      throw new Error(`needs an id on either side of each comma, as in "1,2,3", and was given "${value}"`);
+    }
     return words.map((word) => readNumber(word, 0, 2 ** 31 - 1, "whole numbers"));
   },
 };
