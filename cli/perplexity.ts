@@ -62,9 +62,7 @@ async function measure(
     signal.throwIfAborted();
     const window = ids.slice(start, start + contextLength);
     if (window.length < 2) break;
-    const line = `Measuring: ${formatInteger(start)} of ${formatInteger(ids.length)} tokens`;
-    if (terminal.stderr.isTerminal) progress.show(line);
-    else await terminal.stderr.write(line + "\n"); // minutes of a log without a word look like a program that hangs
+    progress.show(`Measuring: ${formatInteger(start)} of ${formatInteger(ids.length)} tokens`);
     const { mean, count } = await Promise.race([model.nll(window), aborted]);
     sum += mean * count;
     predicted += count;
