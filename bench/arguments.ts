@@ -1,6 +1,6 @@
 /**
  * The flags of a bench: `--name=value`, `--name` alone, and words. A name that nobody asks for is an error, since a misspelt
- * flag costs a run.
+ * flag costs a run; `--help` prints how the bench is called, and runs nothing.
  *
  * @module
  */
@@ -8,8 +8,23 @@
 /** What was asked for is at fault: its message is all that is printed. */
 export class UsageError extends Error {}
 
-/** Runs a bench from the command line: what was asked for wrongly, and a file that is not there, is said in a line. */
-export async function runBench(main: (args: readonly string[]) => Promise<void> | void): Promise<void> {
+/** Prints how a bench is called, where that is asked for. Returns whether it was. */
+export function printHelp(usage: string, args: readonly string[]): boolean {
+  const asked = args.includes("--help") || args.includes("-h");
+  if (asked) console.log(`Usage: ${usage}`);
+  return asked;
+}
+
+/**
+ * Runs a bench from the command line: what was asked for wrongly, and a file that is not there, is said in a line.
+ *
+ * @param usage How it is called, for `--help`.
+ */
+export async function runBench(
+  usage: string,
+  main: (args: readonly string[]) => Promise<void> | void,
+): Promise<void> {
+  if (printHelp(usage, Deno.args)) return;
   try {
     await main(Deno.args);
   } catch (cause) {
@@ -73,7 +88,7 @@ export class BenchArguments {
     const unknown = [...this.#flags.keys()].find((name) => !this.#asked.has(name));
     if (unknown !== undefined) {
       throw new UsageError(
-        `Unknown flag --${unknown}: there are ${[...this.#asked].map((name) => `--${name}`).join(", ")}`,
+        `Unknown flag --${unknown}: there are ${[...this.#asked].map((name) => `--${name}`).join(", ") || "none"}`,
       );
     }
     const word = words && this.words.find((given) => !words.includes(given));

@@ -1,6 +1,5 @@
 /**
- * Holds two files of results side by side, and marks what moved beyond the noise. Usage:
- * `deno task bench:compare bench/results/A.jsonl bench/results/B.jsonl`
+ * Holds two files of results side by side, and marks what moved beyond the noise.
  *
  * Lines of the two that measured the same thing stand beside each other; of several the last counts. Noise is half the middle
  * half of both measurements where a result has its quartiles, 3% at least. What was measured a few times only is not judged:
@@ -12,6 +11,8 @@ import { runBench, UsageError } from "./arguments.ts";
 import { readResults } from "./result.ts";
 import type { Summary } from "./statistics.ts";
 import { formatNumber, formatTable } from "./table.ts";
+
+const USAGE = "deno task bench:compare bench/results/A.jsonl bench/results/B.jsonl";
 
 type Line = Record<string, unknown>;
 
@@ -202,4 +203,4 @@ async function main([a, b, ...more]: readonly string[]): Promise<void> {
   console.log(`${comparisonHead(before, after)}\n\n${comparisonTable(comparisons)}`);
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

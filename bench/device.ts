@@ -1,6 +1,6 @@
 /**
  * Times what everything else is held against: how fast the device copies memory and computes, and how long the host waits for
- * a token id. Usage: `deno task bench:device [--reads=200] [--out=bench/results/FILE.jsonl]`
+ * a token id.
  *
  * @module
  */
@@ -10,6 +10,8 @@ import { type Ceilings, measureCeilings } from "./ceilings.ts";
 import { type Result, Results } from "./result.ts";
 import { summarise, type Summary } from "./statistics.ts";
 import { formatNumber as show, formatTable } from "./table.ts";
+
+const USAGE = "deno task bench:device [--reads=200] [--out=bench/results/FILE.jsonl]";
 
 /** A line of results. */
 interface DeviceResult extends Result, Ceilings {
@@ -51,4 +53,4 @@ async function main(args: readonly string[]): Promise<void> {
   ]));
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

@@ -1,12 +1,13 @@
 /**
  * Holds fast precision against exact on a text: top-1 agreement, KL divergence and perplexity, position by position.
  *
- * Usage: `deno task eval:precision MODEL TEXT [--tokens=2000]`; MODEL `-` is the story model, TEXT a file, or a JSON file with `ids`.
- *
  * @module
  */
 import { runBench, UsageError } from "./arguments.ts";
 import { loadModel, type Model } from "../mod.ts";
+
+const USAGE = `deno task eval:precision MODEL TEXT [--tokens=2000]
+MODEL - is the story model, TEXT a file, or a JSON file with ids.`;
 
 /** What fast precision may cost. */
 const targets = { top1: 0.98, top1AtMargin: 0.999, margin: 0.2, meanKl: 2e-3, perplexity: 0.005 };
@@ -82,7 +83,7 @@ async function idsOf(model: Model, file: string): Promise<number[]> {
 
 async function main(args: readonly string[]): Promise<void> {
   const [source, file] = args.filter((arg) => !arg.startsWith("--"));
-  if (!source || !file) throw new UsageError("Usage: deno task eval:precision MODEL TEXT [--tokens=2000]");
+  if (!source || !file) throw new UsageError(`Usage: ${USAGE}`);
   const most = Number(args.find((arg) => arg.startsWith("--tokens="))?.slice(9) ?? 2000);
   const name = source === "-" ? undefined : source, options = { kvDtype: "f16", contextLength: 1024 } as const;
   await using exact = await loadModel(name, { ...options, precision: "exact" });
@@ -104,4 +105,4 @@ async function main(args: readonly string[]): Promise<void> {
   line(`perplexity drift (at most ${targets.perplexity})`, drift, Math.abs(drift) <= targets.perplexity);
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

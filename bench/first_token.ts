@@ -1,6 +1,5 @@
 /**
- * Times what a person waits for: from starting `tinyllm generate` to the first byte of its answer. Usage:
- * `deno task bench:first-token [--cold] [--runs=5] [model]`
+ * Times what a person waits for: from starting `tinyllm generate` to the first byte of its answer.
  *
  * A warm run finds its modules and shaders in the caches that the run before it left. With `--cold`, each run gets a new
  * `DENO_DIR`, and so compiles every module again, and a new cache of Mesa's shaders; npm packages stay where they are, for
@@ -10,6 +9,8 @@
  */
 import { parseArgs } from "@std/cli";
 import { runBench, UsageError } from "./arguments.ts";
+
+const USAGE = "deno task bench:first-token [--cold] [--runs=5] [model]";
 
 /** Starts the program, and waits for the first byte. */
 async function firstByteMilliseconds(model: readonly string[], environment: Record<string, string>): Promise<number> {
@@ -78,4 +79,4 @@ async function main(args: readonly string[]): Promise<void> {
   );
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

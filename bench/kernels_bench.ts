@@ -1,6 +1,5 @@
 /**
- * Times kernels in the shapes of real models. Usage:
- * `deno task bench:kernels [--only=matrix-vector] [--out=bench/results/FILE.jsonl]`
+ * Times kernels in the shapes of real models.
  *
  * Every case of the table of kernels, and every 4-bit matrix-vector product of the shapes that benches know. On standard error
  * microseconds, GB/s, percent of the device's measured copy bandwidth, billions of operations a second and percent of the
@@ -10,7 +9,7 @@
  * @module
  */
 import { openDevice } from "../tensor/mod.ts";
-import { BenchArguments } from "./arguments.ts";
+import { BenchArguments, printHelp } from "./arguments.ts";
 import { leastSeconds, measureCeilings } from "./ceilings.ts";
 import { costOf, type Entry, kernelEntries, type OpenEntry } from "./kernel_entries.ts";
 import { type Result, Results } from "./result.ts";
@@ -36,6 +35,9 @@ interface KernelResult extends Result {
   readonly roofline: number;
 }
 
+const USAGE = "deno task bench:kernels [--only=matrix-vector] [--out=bench/results/FILE.jsonl]";
+
+if (printHelp(USAGE, Deno.args)) Deno.exit();
 const flags = new BenchArguments(Deno.args), only = flags.text("only", ""), out = flags.text("out");
 flags.check([]);
 const device = await openDevice();

@@ -1,5 +1,5 @@
 /**
- * Draws results as SVG. Usage: `deno task bench:plot [--out=STEM] bench/results/A.jsonl …`
+ * Draws results as SVG.
  *
  * From decode and prefill results: tokens a second against context length (`STEM-context.svg`), and where each microsecond of a
  * step goes (`STEM-step.svg` and `STEM-prefill.svg`, of results with a profile). From serving results what `bench:serve` draws too.
@@ -13,6 +13,8 @@ import { plotServing } from "./serve_plot.ts";
 import type { ServeResult } from "./serve_timing.ts";
 import type { StepResult } from "./step.ts";
 import { barChart, lineChart, type Series } from "./svg.ts";
+
+const USAGE = "deno task bench:plot [--out=STEM] bench/results/A.jsonl …";
 
 /** Tokens a second of one sequence against its context, a line a shape and precision, with what llama.cpp does. */
 export function contextPlot(results: readonly StepResult[]): string {
@@ -93,4 +95,4 @@ async function main(args: readonly string[]): Promise<void> {
   );
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

@@ -1,6 +1,5 @@
 /**
- * Times the scheduler and the block manager alone: the CPU's part of a step beside encoding. Usage:
- * `deno task bench:scheduler [--sequences=256] [--context=512] [--ahead=8] [--steps=2000] [--out=FILE]`
+ * Times the scheduler and the block manager alone: the CPU's part of a step beside encoding.
  *
  * `decode` holds a number of sequences at a context, a token each a step; `churn` has them end after 128 tokens and others
  * come in their place, whose prompts share their first half; `small pool` is churn with room for a third of the sequences, so that
@@ -15,6 +14,8 @@ import { BenchArguments, runBench } from "./arguments.ts";
 import { type Result, Results } from "./result.ts";
 import { summarise } from "./statistics.ts";
 import { formatNumber, formatTable } from "./table.ts";
+
+const USAGE = "deno task bench:scheduler [--sequences=256] [--context=512] [--ahead=8] [--steps=2000] [--out=FILE]";
 
 /** What is done to the scheduler. */
 interface Load {
@@ -152,4 +153,4 @@ function main(args: readonly string[]): void {
   console.log(`\n${formatTable(head, rows)}`);
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

@@ -1,10 +1,5 @@
 /**
- * Times serving: a real engine over random 4-bit weights replays seeded traffic. Usage:
- *
- *     deno task bench:serve [0.5b] [--precision=fast] [--workload=nano,random,shared-prefix] [--rate=inf] [--requests=256]
- *         [--decode=1,8,32,64,256 --context=512 --steps=128] [--interference=16,8192]
- *         [--scale=1] [--max-num-seqs=256] [--max-num-batched-tokens=512] [--pool=TOKENS] [--no-prefix-cache]
- *         [--seconds=300] [--seed=0] [--out=bench/results/FILE.jsonl]
+ * Times serving: a real engine over random 4-bit weights replays seeded traffic.
  *
  * `--decode` times decoding alone, that many sequences at once; `--interference` times how long running sequences wait for
  * their tokens while a long prompt is read. What is not asked for is not run; without any of the three all are. A line of JSON for
@@ -20,6 +15,12 @@ import { decodeTable, interferenceTable, trafficTable } from "./serve_report.ts"
 import { type ServeOptions, type ServeResult, timeDecode, timeInterference, timeTraffic } from "./serve_timing.ts";
 import { shapeNames } from "./shapes.ts";
 import { type WorkloadName, workloadNames } from "./workload.ts";
+
+const USAGE =
+  `deno task bench:serve [0.5b] [--precision=fast] [--workload=nano,random,shared-prefix] [--rate=inf] [--requests=256]
+    [--decode=1,8,32,64,256 --context=512 --steps=128] [--interference=16,8192]
+    [--scale=1] [--max-num-seqs=256] [--max-num-batched-tokens=512] [--pool=TOKENS] [--no-prefix-cache]
+    [--seconds=300] [--seed=0] [--out=bench/results/FILE.jsonl]`;
 
 /** What is run. */
 interface Plan {
@@ -95,4 +96,4 @@ async function main(args: readonly string[]): Promise<void> {
   if (out !== undefined) await plotServing(out.replace(/\.jsonl$/, ""), results.all);
 }
 
-if (import.meta.main) await runBench(main);
+if (import.meta.main) await runBench(USAGE, main);

@@ -1,5 +1,5 @@
 /**
- * Times every form of the matrix products and prints anew the tables that choose among them (`deno task bench:variants`):
+ * Times every form of the matrix products and prints anew the tables that choose among them:
  * the rows of `kernels/variants.ts`, and where `kernels/int8_variants.ts` picks a form that is not the fastest. Bounds of
  * rows (tokens, size of the weight) stay as they are; what a row's form should be is timed.
  *
@@ -15,9 +15,12 @@ import type { CaseCall, Kernel } from "../kernels/spec.ts";
 import { type ProductVariant, productVariant, productVariants } from "../kernels/variants.ts";
 import { formatName, type WeightFormat } from "../kernels/weight_format.ts";
 import { buffer, type Caps, compile, type Device, kernelNode, type Node, openDevice, Storage } from "../tensor/mod.ts";
+import { BenchArguments, runBench } from "./arguments.ts";
 import { benchFormat } from "./random_model.ts";
 import { shapeConfig, type ShapeName } from "./shapes.ts";
 import { timeProgram } from "./timing.ts";
+
+const USAGE = "deno task bench:variants";
 
 type Form = ProductVariant | Int8Form;
 
@@ -182,7 +185,8 @@ function printTables(caps: Caps, timed: readonly (readonly [Point, Times])[]): v
   }
 }
 
-if (import.meta.main) {
+async function main(args: readonly string[]): Promise<void> {
+  new BenchArguments(args).check([]);
   const device = await openDevice();
   try {
     const timed: [Point, Times][] = [];
@@ -193,3 +197,5 @@ if (import.meta.main) {
     device.close();
   }
 }
+
+if (import.meta.main) await runBench(USAGE, main);

@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import configuration from "../deno.json" with { type: "json" };
 import { BenchArguments } from "../bench/arguments.ts";
 import { compareResults, comparisonHead, comparisonTable } from "../bench/compare.ts";
 import { roleOf } from "../bench/roles.ts";
@@ -14,6 +15,20 @@ import { longestRequest, makeWorkload, workloadNames } from "../bench/workload.t
 import { seededRandom } from "../kernels/random.ts";
 import type { EngineClient, EngineStats } from "../serving/engine_types.ts";
 import { openDevice } from "../tensor/mod.ts";
+
+Deno.test("bench: each says how it is called, by the name of its task", async () => {
+  const scripts = Object.entries(configuration.tasks).flatMap(([task, { command }]) => {
+    const [, ...args] = /deno ((?:run|bench) .*bench\/\w+\.ts.*)$/.exec(command) ?? [];
+    return args.map((text) => ({ task, args: text.split(" ") }));
+  });
+  assert(scripts.length > 10, `${scripts.length} benches`);
+  for (const { task, args } of scripts) {
+    const cwd = new URL("../", import.meta.url),
+      command = new Deno.Command(Deno.execPath(), { args: [...args, "--help"], cwd });
+    const { code, stdout } = await command.output(), text = new TextDecoder().decode(stdout);
+    assertEquals([code, text.split(" ").slice(0, 4).join(" ").trim()], [0, `Usage: deno task ${task}`], text);
+  }
+});
 
 Deno.test("bench: workloads are the same for the same seed, and as their names say", () => {
   const options = { seed: 3, vocabSize: 1000, scale: 1, rate: Infinity };
