@@ -45,10 +45,10 @@ export class LookAhead {
   #submittedAt = 0;
   /** Whether another step may follow the last one before it is read. */
   #mayFollow = true;
-  /** What a step of the last run took, from submitting the first to reading the last. */
-  #stepMs = RUN_MS;
-  /** What encoding the last step took, scheduling among it. */
-  #encodeMs = RUN_MS;
+  /** What a step of the last run took, from submitting the first to reading the last; undefined before there was one. */
+  #stepMs: number | undefined;
+  /** What encoding the last step took, scheduling among it; undefined before there was one. */
+  #encodeMs: number | undefined;
   #schedulingMs = 0;
 
   /** Nothing is submitted yet. */
@@ -92,8 +92,7 @@ export class LookAhead {
 
   /** Encodes the steps of a run, and submits all but the last group. */
   #encodeRun(): void {
-    const { maxSteps } = this.#options;
-    const length = Math.max(1, Math.min(maxSteps, Math.round(RUN_MS / this.#stepMs)));
+    const { maxSteps } = this.#options, length = this.#runLength;
     let full = this.#submitted + this.#groupSize;
     while (this.#steps.length === 0 || (this.#steps.length < length && this.#mayFollow)) {
       if (this.#steps.length === full) {
@@ -104,7 +103,15 @@ export class LookAhead {
     }
   }
 
+  /** Steps of a run. The first has one, which says how long they take. */
+  get #runLength(): number {
+    if (this.#stepMs === undefined) return 1;
+    return Math.max(1, Math.min(this.#options.maxSteps, Math.round(RUN_MS / this.#stepMs)));
+  }
+
+  /** Steps of the next group. */
   get #groupSize(): number {
+    if (this.#stepMs === undefined || this.#encodeMs === undefined) return 1;
     const elapsedMs = performance.now() - this.#submittedAt;
     return groupSize({ submitted: this.#submitted, elapsedMs, stepMs: this.#stepMs, encodeMs: this.#encodeMs });
   }
