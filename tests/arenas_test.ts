@@ -15,12 +15,7 @@ import {
   reshape,
   Sym,
 } from "../tensor/mod.ts";
-
-/** A device that results are laid out for as for a GPU. */
-async function openAsGpu(memoryLimit = Infinity): Promise<Device> {
-  const { gpu, info, caps } = await openDevice();
-  return new Device(gpu, info, { ...caps, cpu: false, int64: false }, memoryLimit, true);
-}
+import { asGpu } from "./devices.ts";
 
 /** Rows at the places of their greatest elements, a few times over: each time needs memory for all of it. */
 function chain(device: Device, rows: number, arenas?: Arenas): Program {
@@ -33,7 +28,7 @@ function chain(device: Device, rows: number, arenas?: Arenas): Program {
 }
 
 Deno.test("programs of many sizes take turns in memory that is as large as the largest", async () => {
-  const device = await openAsGpu(), arenas = new Arenas(device, "chains"), before = device.allocated;
+  const device = asGpu(await openDevice()), arenas = new Arenas(device, "chains"), before = device.allocated;
   const sizes = [4000, 50, 700, 3999, 1], programs = sizes.map((rows) => chain(device, rows, arenas));
   const one = arenas.bytes;
   assert(one > 0 && one < 8 * 16 * 4000, `${one} bytes`);
@@ -56,7 +51,7 @@ Deno.test("programs of many sizes take turns in memory that is as large as the l
 });
 
 Deno.test("where memory is short it grows by no more than is needed, and then says so", async () => {
-  const device = await openAsGpu(), arenas = new Arenas(device, "steps"), bytes = 1 << 16;
+  const device = asGpu(await openDevice()), arenas = new Arenas(device, "steps"), bytes = 1 << 16;
   arenas.take(0, bytes);
   const short = new Device(device.gpu, device.info, device.caps, 3.5 * bytes, true), few = new Arenas(short, "steps");
   few.take(0, bytes);

@@ -25,12 +25,13 @@ import { BatchBuilder } from "../serving/batch.ts";
 import { sequenceBuckets, tokenBuckets } from "../serving/buckets.ts";
 import type { Scheduled } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
 import { maxOf, Sym } from "../tensor/dim.ts";
 import type { DType, HostArray } from "../tensor/dtype.ts";
 import { buffer, input, map, type Node, slice } from "../tensor/node.ts";
 import { compile, type Program } from "../tensor/program.ts";
 import { Storage } from "../tensor/storage.ts";
+import { asGpu } from "./devices.ts";
 
 const STORIES = `${import.meta.dirname}/../model/assets/stories`;
 const TINY = `${import.meta.dirname}/fixtures/mlx/qwen2-tiny-4bit`;
@@ -38,8 +39,7 @@ const TINY = `${import.meta.dirname}/fixtures/mlx/qwen2-tiny-4bit`;
 /** The device as it is, or taken for a GPU: with those paths' forms and sizes. */
 async function openAs(cpu: false | undefined): Promise<Device> {
   const device = await openDevice();
-  if (cpu === undefined) return device;
-  return new Device(device.gpu, device.info, { ...device.caps, cpu }, Infinity, true);
+  return cpu === undefined ? device : asGpu(device);
 }
 
 /** How many elements of two rows differ, and by how much at most. */

@@ -8,9 +8,7 @@ import {
   buffer,
   compile,
   constant,
-  type Device,
   DeviceLostError,
-  type DeviceOptions,
   gather,
   input,
   type Kernel,
@@ -31,19 +29,9 @@ import {
   wrapDevice,
 } from "../tensor/mod.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
+import { deviceTests } from "./devices.ts";
 
-function deviceTest(name: string, fn: (device: Device) => Promise<void> | void, options: DeviceOptions = {}): void {
-  Deno.test({
-    name: `device: ${name}`,
-    sanitizeResources: false,
-    sanitizeOps: false,
-    async fn() {
-      const device = await openDevice(options);
-      await fn(device);
-      device.close();
-    },
-  });
-}
+const deviceTest = deviceTests("device");
 
 const floats = (count: number, label = "values"): Storage =>
   new Storage("f32", [count], Float32Array.from({ length: count }, (_, i) => i), label);

@@ -23,26 +23,16 @@ import {
   kernelNode,
   map,
   type Node,
-  openDevice,
   RULES,
   slice,
   Storage,
   Tensor,
 } from "../tensor/mod.ts";
+import { deviceTests } from "./devices.ts";
 
 type Build = () => Node | readonly Node[];
 
-function deviceTest(name: string, fn: (device: Device) => Promise<void> | void): void {
-  Deno.test({
-    name: `fusion: ${name}`,
-    sanitizeResources: false,
-    async fn() {
-      const device = await openDevice();
-      await fn(device);
-      device.close();
-    },
-  });
-}
+const deviceTest = deviceTests("fusion");
 
 function floats(shape: readonly number[], value: (i: number) => number = (i) => Math.sin(i)): Storage {
   const count = shape.reduce((a, b) => a * b, 1);

@@ -13,7 +13,8 @@ import type { EngineRequest } from "../serving/engine_types.ts";
 import { makeEngine } from "../serving/load_engine.ts";
 import type { TokenLogprob } from "../serving/request.ts";
 import type { SequenceSampling } from "../serving/sequence.ts";
-import { Device, openDevice } from "../tensor/device.ts";
+import { openDevice } from "../tensor/device.ts";
+import { asGpu } from "./devices.ts";
 
 const TINY = `${import.meta.dirname}/fixtures/models/qwen3-tiny`;
 const STORIES = `${import.meta.dirname}/../model/assets/stories`;
@@ -25,8 +26,8 @@ interface Opened {
 }
 
 async function open(folder: string, precision: "exact" | "fast", maxNumSeqs = 16): Promise<Opened> {
-  const source = fileSource(folder), { gpu, info, caps } = await openDevice(), contextLength = 128;
-  const device = new Device(gpu, info, { ...caps, cpu: false }, Infinity, true), config = await readConfig(source);
+  const source = fileSource(folder), device = asGpu(await openDevice()), contextLength = 128;
+  const config = await readConfig(source);
   const weights = await loadDecoder(device, await openCheckpoint(source), config, { positions: contextLength });
   const cache = new KvCache(device, config, { numBlocks: 200, blockSize: 16, dtype: "f16" });
   const limits = { contextLength, maxNumSeqs, maxNumBatchedTokens: 4 * maxNumSeqs };

@@ -9,16 +9,11 @@ import { batchInputs } from "../model/batch.ts";
 import { forward } from "../model/decoder.ts";
 import type { DecoderConfig } from "../model/config.ts";
 import { KvCache } from "../model/kv_cache.ts";
-import { type Caps, compile, Device, openDevice, type Program } from "../tensor/mod.ts";
+import { compile, type Device, openDevice, type Program } from "../tensor/mod.ts";
 import { shapeConfig } from "../bench/shapes.ts";
+import { asGpu } from "./devices.ts";
 
 const BLOCK = 16, CONTEXT = 160;
-
-/** A device whose kernels take the forms that they have on GPUs. */
-async function openAsGpu(change: Partial<Caps> = {}): Promise<Device> {
-  const { gpu, info, caps } = await openDevice();
-  return new Device(gpu, info, { ...caps, cpu: false, int64: false, ...change }, Infinity, true);
-}
 
 const workgroups = (device: Device): number[] | undefined => /llvmpipe/.test(device.info.description) ? [1] : undefined;
 
@@ -59,7 +54,7 @@ async function results(program: Program, count: number, seed: number): Promise<n
 for (const most of [1, 2, 8]) {
   Deno.test(`joined decoding of at most ${most} sequences is that of dispatches apart, bit for bit`, async (t) => {
     for (const change of most === 2 ? [{}] : [{}, { subgroups: false, subgroupSize: 1 }]) {
-      const device = await openAsGpu(change), weights = randomDecoder(device, config, CONTEXT);
+      const device = asGpu(await openDevice(), change), weights = randomDecoder(device, config, CONTEXT);
       const cache = new KvCache(device, config, { numBlocks: most * CONTEXT / BLOCK, blockSize: BLOCK, dtype: "f16" });
       const limits = {
         maxTokens: most,
@@ -94,7 +89,7 @@ for (const most of [1, 2, 8]) {
 }
 
 Deno.test("what cannot be resident at once is not joined, and results that no one can trust are refused", async () => {
-  const device = await openAsGpu(), weights = randomDecoder(device, config, CONTEXT);
+  const device = asGpu(await openDevice()), weights = randomDecoder(device, config, CONTEXT);
   const cache = new KvCache(device, config, { numBlocks: CONTEXT / BLOCK, blockSize: BLOCK, dtype: "f16" });
   const limits = { maxTokens: 1, maxSequences: 1, maxLogitRows: 1, maxBlocks: CONTEXT / BLOCK, decode: true };
   using program = compile(device, () => {

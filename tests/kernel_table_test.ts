@@ -5,11 +5,12 @@
 import { assertEquals } from "@std/assert";
 import { seededRandom } from "../kernels/random.ts";
 import type { CaseCall, KernelCase } from "../kernels/spec.ts";
-import { Device, type Feature, openDevice } from "../tensor/device.ts";
+import { type Device, type Feature, openDevice } from "../tensor/device.ts";
 import { formatShape } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { KERNEL_CASES } from "./kernel_table.ts";
+import { asGpu } from "./devices.ts";
 
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";
 const FIRST_SEED = LONG ? crypto.getRandomValues(new Uint32Array(1))[0]! : 1;
@@ -63,8 +64,7 @@ Deno.test("names in the table of kernels are unique", () => {
 /** Opens a device; one that is no CPU's has the paths of a discrete GPU, which run on any device. */
 async function open(disable: readonly Feature[], cpu: false | undefined): Promise<Device> {
   const device = await openDevice({ disable });
-  if (cpu === undefined) return device;
-  return new Device(device.gpu, device.info, { ...device.caps, cpu }, Infinity, true);
+  return cpu === undefined ? device : asGpu(device);
 }
 
 for (const { disable, shapes, cpu } of DEVICES) {

@@ -13,8 +13,6 @@ import {
   buffer,
   compile,
   constant,
-  Device,
-  type DeviceOptions,
   gather,
   type HostArray,
   input,
@@ -26,18 +24,9 @@ import {
   Storage,
   Sym,
 } from "../tensor/mod.ts";
+import { asGpu, deviceTests, withCaps } from "./devices.ts";
 
-function deviceTest(name: string, fn: (device: Device) => Promise<void> | void, options: DeviceOptions = {}): void {
-  Deno.test({
-    name: `program: ${name}`,
-    sanitizeResources: false,
-    async fn() {
-      const device = await openDevice(options);
-      await fn(device);
-      device.close();
-    },
-  });
-}
+const deviceTest = deviceTests("program");
 
 const add = (x: Node, value: number): Node => map("add", x, constant(value, x.dtype));
 
@@ -103,7 +92,7 @@ function count<T extends object>(target: T, name: keyof T & string, calls: Recor
 }
 
 deviceTest("on a GPU a dispatch reads no buffer that it writes: products with residuals", async (device) => {
-  const gpu = new Device(device.gpu, device.info, { ...device.caps, cpu: false, int64: false }, Infinity, true);
+  const gpu = asGpu(device);
   const random = seededRandom(7), layers = [0, 1, 2], size = 12, results: HostArray[] = [];
   const weight = (layer: number): Weight => {
     const tensors = [input(`w${layer}`, "f32", [size, size])];
@@ -244,7 +233,7 @@ function weightCase(
 for (const [name, { storages, graph }] of Object.entries(TABLES)) {
   deviceTest(`a table larger than a binding: ${name}`, async (device) => {
     // The same device again, with bindings so small that a small table has several parts.
-    const split = new Device(device.gpu, device.info, { ...device.caps, maxBinding: PART_BYTES }, Infinity, true);
+    const split = withCaps(device, { maxBinding: PART_BYTES });
     const results: HostArray[] = [];
     for (const on of [device, split]) {
       const tables = storages();
@@ -261,7 +250,7 @@ for (const [name, { storages, graph }] of Object.entries(TABLES)) {
 }
 
 deviceTest("a result larger than a binding is refused with both numbers", (device) => {
-  const small = new Device(device.gpu, device.info, { ...device.caps, maxBinding: PART_BYTES }, Infinity, true);
+  const small = withCaps(device, { maxBinding: PART_BYTES });
   assertThrows(
     () => compile(small, () => map("neg", buffer(numbers(5000, 13)))),
     Error,
@@ -270,7 +259,7 @@ deviceTest("a result larger than a binding is refused with both numbers", (devic
 });
 
 deviceTest("state that is written is no larger than a binding", (device) => {
-  const small = new Device(device.gpu, device.info, { ...device.caps, maxBinding: PART_BYTES }, Infinity, true);
+  const small = withCaps(device, { maxBinding: PART_BYTES });
   const state = small.storage("f32", [50_000], "pool");
   assertThrows(
     () => compile(small, () => assign(buffer(state), add(buffer(state), 1))),

@@ -3,10 +3,11 @@
  * TINYLLM_TEST_SEED where that is set. Ten graphs share a program, which saves submissions and read-backs and mixes their memory plans.
  */
 import fc from "fast-check";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
 import { formatGraph } from "../tensor/format.ts";
 import { compile } from "../tensor/program.ts";
 import { buildGraph, type RandomGraph, type Recipe, recipes, runsOf } from "./random_graph.ts";
+import { asGpu } from "./devices.ts";
 
 const BATCH = 10;
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";
@@ -47,10 +48,7 @@ async function findDifference(device: Device, graphs: readonly RandomGraph[]): P
 /** Devices that generate different code. The second has the paths of a discrete GPU, which run on any device. */
 const VARIANTS: readonly (() => Promise<Device>)[] = [
   openDevice,
-  async () => {
-    const { gpu, info, caps, memoryLimit } = await openDevice();
-    return new Device(gpu, info, { ...caps, cpu: false }, memoryLimit, true);
-  },
+  async () => asGpu(await openDevice()),
   () => openDevice({ disable: ["f16", "subgroups"] }),
 ];
 

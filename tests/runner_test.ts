@@ -15,7 +15,8 @@ import type { EncodedStep } from "../serving/encoded_step.ts";
 import { Runner } from "../serving/runner.ts";
 import type { Scheduled, ScheduledStep } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu } from "./devices.ts";
 
 const TINY = `${import.meta.dirname}/fixtures/models/qwen3-tiny`;
 const STORIES = `${import.meta.dirname}/../model/assets/stories`;
@@ -29,8 +30,8 @@ interface Parts {
 
 /** @param cpu `false` where kernels are to have the forms that they have on GPUs. */
 async function openParts(folder: string, positions: number, numBlocks: number, cpu?: false): Promise<Parts> {
-  const source = fileSource(folder), opened = await openDevice(), { gpu, info, caps } = opened;
-  const device = cpu === false ? new Device(gpu, info, { ...caps, cpu }, Infinity, true) : opened;
+  const source = fileSource(folder), opened = await openDevice();
+  const device = cpu === false ? asGpu(opened) : opened;
   const config = await readConfig(source);
   const weights = await loadDecoder(device, await openCheckpoint(source), config, { positions });
   const cache = new KvCache(device, config, { numBlocks, blockSize: 16, dtype: "f16" });

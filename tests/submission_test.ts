@@ -8,10 +8,8 @@ import {
   constant,
   type Device,
   DeviceLostError,
-  type DeviceOptions,
   input,
   map,
-  openDevice,
   type Program,
   reduceLast,
   reshape,
@@ -20,18 +18,9 @@ import {
   Submission,
   Sym,
 } from "../tensor/mod.ts";
+import { deviceTests } from "./devices.ts";
 
-function deviceTest(name: string, fn: (device: Device) => Promise<void> | void, options: DeviceOptions = {}): void {
-  Deno.test({
-    name: `submission: ${name}`,
-    sanitizeResources: false,
-    async fn() {
-      const device = await openDevice(options);
-      await fn(device);
-      device.close();
-    },
-  });
-}
+const deviceTest = deviceTests("submission");
 
 /**
  * Makes `log = scale * log + sum(x)`, which tells the values of all runs and their order, and `2 * y` of a size that changes.
