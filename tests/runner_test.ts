@@ -87,13 +87,16 @@ interface Handing {
   readonly ahead: number;
   /** Whether those encoded so far are submitted, and not left to go along with later ones. */
   readonly submits?: () => boolean;
+  /** Whether what is encoded first of a long step is submitted at once. */
+  readonly begins?: () => boolean;
 }
 
 /**
  * What two penalised sequences and a plain one say. In some steps not all of them have their turn, and before some a block moves: it
  * is copied, and the copy stands in its place from then on.
  */
-async function decode(parts: Parts, count: number, { ahead, submits = () => false }: Handing): Promise<number[][]> {
+async function decode(parts: Parts, count: number, handing: Handing): Promise<number[][]> {
+  const { ahead, submits = () => false, begins = () => false } = handing;
   const limits = { contextLength: 64, maxNumSeqs: 4, maxNumBatchedTokens: 8, maxSteps: ahead };
   const runner = new Runner({ ...parts, precision: "exact", ...limits });
   const penalties = { repetitionPenalty: 1.3, presencePenalty: 0.4, frequencyPenalty: 0.2 };
@@ -127,7 +130,7 @@ async function decode(parts: Parts, count: number, { ahead, submits = () => fals
     const steps: EncodedStep[] = [];
     while (steps.length < ahead) {
       const step = makeStep();
-      steps.push(runner.encode(step));
+      steps.push(runner.encode(step, "none", begins()));
       if (submits()) runner.submit();
       for (const { sequence } of step.scheduled) sequence.numInFlight++;
     }
@@ -154,12 +157,63 @@ Deno.test("penalties count tokens that nobody has read yet, and steps may be sub
   }
 });
 
+/** The same model with its layers over and over, so that a step has many dispatches. */
+function deepened({ device, config, weights }: Parts, numLayers: number, numBlocks: number): Parts {
+  const deep = { ...config, numLayers };
+  const layers = Array.from({ length: numLayers }, (_, i) => weights.layers[i % config.numLayers]!);
+  const cache = new KvCache(device, deep, { numBlocks, blockSize: 16, dtype: "f16" });
+  return { device, config: deep, weights: { ...weights, layers }, cache };
+}
+
+/** Counts what a queue is given from now on. */
+function countSubmissions({ gpu: { queue } }: Device): { count: number } {
+  const submissions = { count: 0 }, submit = queue.submit.bind(queue);
+  queue.submit = (commands) => {
+    submissions.count++;
+    submit(commands);
+  };
+  return submissions;
+}
+
+/** The logits of one scoring step. */
+async function score(parts: Parts, tokens: readonly number[], begin: boolean): Promise<Float32Array | undefined> {
+  const limits = { contextLength: 64, maxNumSeqs: 1, maxNumBatchedTokens: 8, maxSteps: 1 };
+  const runner = new Runner({ ...parts, precision: "exact", ...limits });
+  const sequence = new Sequence(tokens, {}, { task: "score" }), numTokens = tokens.length;
+  sequence.blockTable.push(0);
+  const scheduled = [{ sequence, start: 0, numTokens, draws: false }];
+  const step = runner.encode({ number: 1, task: "score", scheduled, numTokens, copies: [] }, "none", begin);
+  const [result] = await runner.read([step]);
+  runner.dispose();
+  return result?.logits;
+}
+
+Deno.test("a long step that begins before all of it is encoded computes the same", async () => {
+  for (const cpu of [undefined, false] as const) {
+    const parts = deepened(await openParts(TINY, 64, 1, cpu), 16, 16), { device } = parts;
+    const submissions = countSubmissions(device), random = seededRandom(3);
+    const expected = await decode(parts, 9, { ahead: 1 }), reads = submissions.count;
+    for (const [ahead, share] of [[1, 1], [3, 0.5], [9, 0.3]] as const) {
+      submissions.count = 0;
+      const begins = (): boolean => random.uniform() < share;
+      assertEquals(await decode(parts, 9, { ahead, begins }), expected, `${ahead} ahead, ${share} begun`);
+      if (ahead === 1) assert(submissions.count > reads, `${submissions.count} submissions: none was divided`);
+    }
+    submissions.count = 0;
+    const tokens = [3, 1, 4, 1, 5, 9, 2, 6], whole = await score(parts, tokens, false), undivided = submissions.count;
+    submissions.count = 0;
+    assertEquals(await score(parts, tokens, true), whole);
+    assertEquals(submissions.count, undivided + 1);
+    device.close();
+  }
+});
+
 Deno.test("a read goes along with the steps before it, and a step that is encoded meanwhile comes after", async () => {
-  const parts = await openParts(TINY, 64, 16), { device } = parts, { queue } = device.gpu;
+  const parts = await openParts(TINY, 64, 16), { device } = parts;
   const limits = { contextLength: 64, maxNumSeqs: 1, maxNumBatchedTokens: 8, maxSteps: 8 };
   const runner = new Runner({ ...parts, precision: "exact", ...limits }), sequence = new Sequence([1, 2]);
   sequence.blockTable.push(0);
-  let submissions = 0, number = 0;
+  let number = 0;
   const encode = (copies: readonly BlockCopy[] = []): EncodedStep => {
     const { numComputedTokens: start, length } = sequence, numTokens = length - start;
     const scheduled = [{ sequence, start, numTokens, draws: true }];
@@ -169,32 +223,28 @@ Deno.test("a read goes along with the steps before it, and a step that is encode
     return encoded;
   };
   await runner.read([encode()]);
-  const submit = queue.submit.bind(queue);
-  queue.submit = (commands) => {
-    submissions++;
-    submit(commands);
-  };
+  const submissions = countSubmissions(device);
   const steps = [encode(), encode([{ from: 0, to: 1 }])], next: EncodedStep[] = [];
   runner.submit();
   steps.push(encode(), encode());
-  assertEquals(submissions, 1);
+  assertEquals(submissions.count, 1);
   const results = await runner.read(steps, () => next.push(encode()) > 0);
   assertEquals(results.map(({ drawn }) => drawn.length), [1, 1, 1, 1]);
-  assertEquals(submissions, 3, "with the read, and after it");
+  assertEquals(submissions.count, 3, "with the read, and after it");
   runner.submit();
-  assertEquals(submissions, 3);
+  assertEquals(submissions.count, 3);
   assertEquals((await runner.read(next)).length, 1);
   encode();
   runner.discard();
   runner.submit();
-  assertEquals(submissions, 4, "the read alone");
+  assertEquals(submissions.count, 4, "the read alone");
   encode();
   encode();
   runner.dispose();
   runner.submit();
   await device.readStorage(device.storage("u32", [1], "after"));
   device.check();
-  assertEquals(submissions, 5);
+  assertEquals(submissions.count, 5);
   device.close();
 });
 
