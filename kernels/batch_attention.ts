@@ -11,10 +11,8 @@
  *
  * A row's tiles depend on its own context alone: within a program its result does not depend on its batch.
  *
- * On an H100, 14 heads of 64 over 2 key heads, contexts of 512: 18 us for 64 sequences and 45 for 256 (1.5 TB/s of keys and
- * values), where split attention and its merge take 27 and 72.
- *
- * @module
+ * On an H100, 14 heads of 64 over 2 key heads, contexts of 512, in a step: some 17 us a layer for 64 sequences and 45 for 256 (1.5 TB/s of
+ * keys and values).
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
 import {

@@ -3,15 +3,20 @@ import { assertEquals } from "@std/assert";
 import { Device, openDevice } from "../tensor/device.ts";
 import { type Dim, maxOf, Sym } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
-import { buffer, input } from "../tensor/node.ts";
+import { buffer, input, kernelNode, output } from "../tensor/node.ts";
 import { compile, type CompileOptions } from "../tensor/program.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
 import { pagedAttentionKernel } from "./attention.ts";
 import { attend } from "./attend.ts";
 import { attentionCall, type AttentionSetting } from "./attention_cases.ts";
-import { decodeAttention, type DecodeAttentionParams } from "./decode_attention.ts";
-import { quantise32 } from "./quantise.ts";
+import {
+  attentionMergeKernel,
+  attentionPartialsKernel,
+  decodeAttention,
+  type DecodeAttentionParams,
+} from "./decode_attention.ts";
+import { quantise32, quantise32Kernel } from "./quantise.ts";
 import { ropeAndWriteKv } from "./kv_write.ts";
 import { seededRandom } from "./random.ts";
 import type { CaseCall } from "./spec.ts";
@@ -114,6 +119,57 @@ Deno.test("attention merged into codes is attention quantised, bit for bit", asy
     }
     device.close();
   }
+});
+
+/** The merge of partial results as programs for joining have it, and what it should be. */
+async function mergedByMany(
+  device: Device,
+  sequences: AttentionSetting["sequences"],
+  headDim: number,
+  quantise: boolean,
+): Promise<{ got: HostArray[]; expected: readonly Float64Array[] }> {
+  const call = attentionCall({ ...mixed, sequences, headDim }, seededRandom(headDim)),
+    data = call.inputs.map((i) => i.data);
+  const outputs = attentionPartialsKernel.infer(call.inputs, call.params);
+  const partials = attentionPartialsKernel.reference({ ...call, outputs }, data);
+  const inputs = [
+    ...outputs.map((type, i) => ({ ...type, data: Float32Array.from(partials[i]!) })),
+    ...call.inputs.slice(3, 5),
+  ];
+  const storages = inputs.map(({ dtype, shape, data }, n) =>
+    new Storage(dtype, shape, data.slice() as HostArray, `${n}`)
+  );
+  const params = { scale: call.params.scale, quantise };
+  using program = compile(device, () => {
+    const merged = kernelNode(attentionMergeKernel, storages.map((storage) => buffer(storage)), params);
+    return quantise ? [merged, output(merged, 1)] : [merged];
+  }, { join: true });
+  program.run();
+  const got = await Promise.all((quantise ? [0, 1] : [0]).map((i) => program.read(i)));
+  storages.forEach((storage) => storage.release());
+  const types = attentionMergeKernel.infer(inputs, params);
+  const expected = attentionMergeKernel.reference({ params, inputs, outputs: types }, inputs.map((each) => each.data));
+  return { got, expected: expected as readonly Float64Array[] };
+}
+
+Deno.test("many tiles merged by the lanes of joined dispatches", async () => {
+  const { gpu, info, caps } = await openDevice();
+  for (const change of [{}, { subgroups: false, subgroupSize: 1 }]) {
+    const device = new Device(gpu, info, { ...caps, cpu: false, ...change }, Infinity, true);
+    // Eight tiles and fewer have another form; 9000 positions are more rounds of reading, 40000 more tiles than lanes.
+    for (const sequences of [[[1, 1100]], [[1, 1], [0, 7], [1, 9000]], [[1, 300], [1, 40000]]] as const) {
+      for (const headDim of [64, 128]) {
+        const { got: [values], expected: [expected] } = await mergedByMany(device, sequences, headDim, false);
+        // As in the table of cases: exponentials err by 2^-21 and their argument's rounding, results are means of values below 6.
+        const far = expected!.findIndex((value, i) => !(Math.abs(value - values![i]!) <= 6 * (8 + 32) * 2 ** -24));
+        assertEquals(far, -1, `${sequences} of ${headDim}`);
+        const { got } = await mergedByMany(device, sequences, headDim, true);
+        const x = { dtype: "f32", shape: [values!.length / headDim, headDim], data: values! } as const;
+        assertEquals(got, await runKernel(device, quantise32Kernel, { params: null, inputs: [x] }));
+      }
+    }
+  }
+  gpu.destroy();
 });
 
 /** One token of each sequence, rotated, written and attended to: in two dispatches or in three. */

@@ -49,10 +49,11 @@ export interface DecodeLayout {
  * Query heads of a workgroup where few rows leave processors without work: as few as give no more workgroups than an H100 holds
  * at once, since those of one key head read the same keys. With one head each they are best half as many. Microseconds of
  * the shape of Qwen2.5-0.5B, one sequence of 8,192 positions: 31.6, 13.2, 9.0 and 13.0 with 1, 2, 4 and 7 heads; with 256
- * invocations a workgroup, 8 sequences of 512 positions: 16.0, 9.7, 8.0 and 8.8.
+ * invocations a workgroup, 8 sequences of 512 positions: 16.0, 9.7, 8.0 and 8.8. Joined workgroups take turns, and those of
+ * tiles that are not seen are over at once: for them there may be some more than are resident.
  */
 function fewHeads(parts: number, group: number, joined: boolean): number {
-  const most = (heads: number): number => heads === 1 || (joined && heads === 2) ? 128 : 256;
+  const most = (heads: number): number => heads === 1 || (joined && heads === 2) ? 128 : joined ? 320 : 256;
   return [1, 2, 4].find((heads) => parts * Math.ceil(group / heads) <= most(heads)) ?? 8;
 }
 
@@ -62,7 +63,7 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
     group = heads / kvHeads,
     { params } = call;
   const few = maxOf(rows) * kvHeads <= 16, tiles = Math.ceil(maxBlocks * params.blockSize / TILE);
-  const joined = caps.joinedLanes !== undefined && tiles <= mostJoinedTiles;
+  const joined = caps.joinedLanes !== undefined && maxOf(rows) * tiles <= mostJoinedTiles;
   const most = params.headsPerShare ?? (few ? fewHeads(maxOf(rows) * kvHeads * tiles, group, joined) : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   // Values of four features have the type of the codes that products of several tokens keep (`int8_activations.ts`): where dispatches are

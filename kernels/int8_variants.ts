@@ -10,6 +10,7 @@
  * @module
  */
 import type { Caps } from "../tensor/kernel.ts";
+import { processors } from "./large_gpu.ts";
 
 /** A matrix-vector product: `lanes` neighbours share `rows` weight rows, a workgroup has `groups` x `slices` such teams. */
 export interface RowsForm {
@@ -94,7 +95,10 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns, makesCodes = false }: 
   const long = columns >= 4096;
   if (tokens <= 2) {
     if (makesCodes && columns >= 2048) return { ...form, rows: 4, lanes: wide, groups: 4, slices: 2, unroll: 1 };
-    if (long && rows <= 8192) return { ...form, lanes: wide, groups: 1, slices: 8, unroll: 1 };
+    if (long && rows <= 8192) {
+      const team = tokens === 1 ? { rows: 8, groups: 2, slices: 4 } : { groups: 1, slices: 8 };
+      return { ...form, ...team, lanes: wide, unroll: 1 };
+    }
     if (columns >= 2048 && rows <= 8192) return { ...form, lanes: wide, groups: 2, slices: 2, unroll: 1 };
     if (columns >= 2048 && rows <= 65536) return { ...form, rows: 4, lanes: wide, groups: 8, slices: 4, unroll: 1 };
     return { ...form, lanes: wide, groups: 4, slices: 1 };
@@ -111,7 +115,7 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns, makesCodes = false }: 
 }
 
 /** Most weights of a product that is joined with others: beyond, it is long enough to stand alone. */
-const mostJoinedWeights = 14 << 20;
+const mostJoinedWeights = 16 << 20;
 
 /**
  * The matrix-vector form with as many invocations a workgroup as joined dispatches have, for weights that are few: a workgroup has
@@ -126,9 +130,13 @@ function joinedForm(caps: Caps, size: Int8Size): RowsForm | undefined {
   };
   if (blocks) {
     if (tokens === 1 && most >= 32) return of(8, 32, 1, 1);
-    return tokens > 2 && most >= 16 ? of(4, threads / 16, 1, tokens) : of(2, threads / 32, 1, tokens);
+    // Eight tokens by fours: twice the workgroups read the weights, from the cache, and a step of eight takes 70 us less.
+    return tokens > 2 && most >= 16 ? of(4, threads / 16, 1, 4) : of(2, threads / 32, 1, tokens);
   }
-  if (tokens <= 2) return long ? of(4, Math.min(32, most), 8, tokens) : of(2, Math.min(32, most), 1, tokens);
+  if (tokens <= 2 && long) return of(4, Math.min(32, most), 8, tokens);
+  // Of wide models one workgroup a processor is resident: one turn of 64 rows each is 4 us faster than three of 16.
+  if (tokens === 1 && columns >= 2048) return of(4, Math.min(rows > 32 * processors ? 16 : 32, most), 1, 1);
+  if (tokens <= 2) return of(2, Math.min(32, most), 1, tokens);
   // What others have made is read past the caches: few loads a lane count for more than what they serve. Microseconds of 8 tokens
   // by 896 rows of 4,864 columns, apart: 5.1 in place of 6.5 with 2 rows and 8 tokens, and joined 2.3 less.
   if (long && most >= 32 && columns <= 32 * threads) return of(8, 32, threads / 32, 4);
@@ -150,7 +158,8 @@ interface TileRow extends Omit<TileForm, "kind"> {
 // processor share 48 KiB of workgroup memory, so that four slices of a tile fill a processor too: few tiles are sliced only
 // as far as there are idle processors. Many tokens gain 3% and 11% by the first two rows; tiles of 32 tokens also waste less of the last
 // one where sequences come and go. TFLOP/s of 0.5B at a clock of 1,980 MHz: gate
-// and up at 512 tokens 72, down 58 at 512 and 72 at 2,048.
+// and up at 512 tokens 72, down 58 at 512 and 72 at 2,048. In a step of 256 tokens down takes 9 us less in tiles of 32 x 32 than in
+// those of 32 x 64; in one of 512 it is the other way round.
 /** The table of tiles, read top to bottom; the first match wins. */
 const tileRows: readonly TileRow[] = [
   { above: 64, tiles: 528, small: false, tokens: 32, rows: 128, threadTokens: 4, threadRows: 8, slices: 1 },
@@ -160,6 +169,7 @@ const tileRows: readonly TileRow[] = [
   { above: 0, upTo: 64, tiles: 100, small: false, tokens: 16, rows: 64, threadTokens: 4, threadRows: 4, slices: 2 },
   { above: 0, tiles: 100, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 2 },
   { above: 0, tiles: 40, small: true, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 2 },
+  { above: 64, tiles: 40, small: false, tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 4 },
   { above: 0, tiles: 40, small: false, tokens: 32, rows: 64, threadTokens: 8, threadRows: 4, slices: 4 },
   { above: 0, tiles: 0, small: true, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 4 },
   { above: 0, tiles: 0, small: false, tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 8 },

@@ -33,16 +33,22 @@ export function sequenceBuckets(maxTokens: number, most: number, cpu: boolean): 
   return [...(cpu ? [] : SEQUENCES).filter((bucket) => bucket < greatest), greatest];
 }
 
-/** Positions up to which a token's attention is merged by the product behind it: a dispatch less in each layer. */
-const SHORT_CONTEXT = 1024;
+/**
+ * Positions up to which contexts have programs of their own, by the most sequences that these decode. Few tiles of attention are merged by
+ * the product behind it, or join in fewer workgroups (`attention_layout.ts`); above these, and for more sequences, one program does.
+ */
+const CONTEXTS: readonly { readonly sequences: number; readonly positions: readonly number[] }[] = [
+  { sequences: 1, positions: [1024, 10240] },
+  { sequences: 8, positions: [1024] },
+];
 
 /**
- * Bounds of the blocks of a sequence in programs that decode, in ascending order: where a single sequence is decoded, short contexts
- * have a faster form.
+ * Bounds of the blocks of a sequence in programs that decode, in ascending order: where few sequences are decoded on a GPU, short
+ * contexts have faster forms.
  *
  * @param maxTokens A bound of tokens. @param most Blocks of a whole context. @param blockSize Tokens of a block.
  */
 export function blockBuckets(maxTokens: number, most: number, blockSize: number, cpu: boolean): number[] {
-  const short = SHORT_CONTEXT / blockSize;
-  return cpu || maxTokens > 1 || short >= most ? [most] : [short, most];
+  const positions = cpu ? [] : CONTEXTS.find(({ sequences }) => maxTokens <= sequences)?.positions ?? [];
+  return [...positions.map((bound) => bound / blockSize).filter((blocks) => blocks < most), most];
 }
