@@ -4,7 +4,6 @@
  * @module
  */
 import type { Caps, TensorType } from "../tensor/kernel.ts";
-import { processors } from "./large_gpu.ts";
 
 /** Sizes of a call. */
 export interface BatchShape {
@@ -79,6 +78,9 @@ const mostLines = 8;
 
 /** Workgroups that keep a large GPU busy: with fewer, contexts are better split. */
 export const leastWorkgroups = 120;
+
+/** Workgroups up to which a large GPU runs each on a processor of its own. */
+const processors = 132;
 
 /**
  * The form for so many sequences. Up to one workgroup a processor, it is made large. Where a processor holds several workgroups, small ones wait for memory independently of each other: a

@@ -5,16 +5,17 @@ import { type Dim, maxOf, Sym } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { buffer, input, kernelNode, output } from "../tensor/node.ts";
 import { compile, type CompileOptions } from "../tensor/program.ts";
-import { runKernel } from "../tensor/run_kernel.ts";
+import { type KernelData, runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
 import { pagedAttentionKernel } from "./attention.ts";
 import { attend } from "./attend.ts";
 import { attentionCall, type AttentionSetting } from "./attention_cases.ts";
+import { TILE } from "./attention_layout.ts";
 import {
   attentionMergeKernel,
-  attentionPartialsKernel,
   decodeAttention,
   type DecodeAttentionParams,
+  type MergeParams,
 } from "./decode_attention.ts";
 import { quantise32, quantise32Kernel } from "./quantise.ts";
 import { ropeAndWriteKv } from "./kv_write.ts";
@@ -121,55 +122,68 @@ Deno.test("attention merged into codes is attention quantised, bit for bit", asy
   }
 });
 
-/** The merge of partial results as programs for joining have it, and what it should be. */
-async function mergedByMany(
-  device: Device,
-  sequences: AttentionSetting["sequences"],
-  headDim: number,
-  quantise: boolean,
-): Promise<{ got: HostArray[]; expected: readonly Float64Array[] }> {
-  const call = attentionCall({ ...mixed, sequences, headDim }, seededRandom(headDim)),
-    data = call.inputs.map((i) => i.data);
-  const outputs = attentionPartialsKernel.infer(call.inputs, call.params);
-  const partials = attentionPartialsKernel.reference({ ...call, outputs }, data);
-  const inputs = [
-    ...outputs.map((type, i) => ({ ...type, data: Float32Array.from(partials[i]!) })),
-    ...call.inputs.slice(3, 5),
+/** Partial results of random tiles of a query of each context: the weights of a tile are sums of up to 128 of at most 1, values are normal. */
+function randomPartials(contexts: readonly number[], headDim: number): KernelData<MergeParams>["inputs"] {
+  const random = seededRandom(headDim), rows = contexts.length, tiles = Math.ceil(Math.max(...contexts) / TILE);
+  const heads = 3, places = rows * tiles * heads;
+  const stats = Float32Array.from(
+    { length: 2 * places },
+    (_, i) => i % 2 === 0 ? random.normal() : 1 + 127 * random.uniform(),
+  );
+  const sums = Float32Array.from(
+    { length: places * headDim },
+    (_, i) => stats[2 * Math.floor(i / headDim) + 1]! * random.normal(),
+  );
+  return [
+    { dtype: "f32", shape: [rows, tiles, heads, headDim], data: sums },
+    { dtype: "f32", shape: [rows, tiles, heads, 2], data: stats },
+    { dtype: "i32", shape: [rows + 1], data: Int32Array.from({ length: rows + 1 }, (_, i) => i) },
+    { dtype: "i32", shape: [rows], data: Int32Array.from(contexts) },
   ];
+}
+
+/** Their merge as programs for joining have it. */
+async function mergedForJoining(
+  device: Device,
+  inputs: KernelData<MergeParams>["inputs"],
+  params: MergeParams,
+): Promise<HostArray[]> {
   const storages = inputs.map(({ dtype, shape, data }, n) =>
     new Storage(dtype, shape, data.slice() as HostArray, `${n}`)
   );
-  const params = { scale: call.params.scale, quantise };
   using program = compile(device, () => {
     const merged = kernelNode(attentionMergeKernel, storages.map((storage) => buffer(storage)), params);
-    return quantise ? [merged, output(merged, 1)] : [merged];
+    return params.quantise ? [merged, output(merged, 1)] : [merged];
   }, { join: true });
   program.run();
-  const got = await Promise.all((quantise ? [0, 1] : [0]).map((i) => program.read(i)));
+  const results = await Promise.all((params.quantise ? [0, 1] : [0]).map((i) => program.read(i)));
   storages.forEach((storage) => storage.release());
-  const types = attentionMergeKernel.infer(inputs, params);
-  const expected = attentionMergeKernel.reference({ params, inputs, outputs: types }, inputs.map((each) => each.data));
-  return { got, expected: expected as readonly Float64Array[] };
+  return results;
 }
 
-Deno.test("many tiles merged by the lanes of joined dispatches", async () => {
-  const { gpu, info, caps } = await openDevice();
+Deno.test("many tiles are merged by the lanes of joined dispatches", async () => {
+  const cpu = await openDevice(), scale = 0.125;
   for (const change of [{}, { subgroups: false, subgroupSize: 1 }]) {
-    const device = new Device(gpu, info, { ...caps, cpu: false, ...change }, Infinity, true);
-    // Eight tiles and fewer have another form; 9000 positions are more rounds of reading, 40000 more tiles than lanes.
-    for (const sequences of [[[1, 1100]], [[1, 1], [0, 7], [1, 9000]], [[1, 300], [1, 40000]]] as const) {
+    const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false, ...change }, Infinity, true);
+    // Up to eight tiles have another form; 9,000 positions are more rounds of reading, 40,000 more tiles than lanes.
+    for (const contexts of [[1100], [1, 0, 9000], [300, 40000]]) {
       for (const headDim of [64, 128]) {
-        const { got: [values], expected: [expected] } = await mergedByMany(device, sequences, headDim, false);
+        const inputs = randomPartials(contexts, headDim), data = inputs.map((each) => each.data);
+        const [values] = await mergedForJoining(device, inputs, { scale });
+        const [expected] = attentionMergeKernel.reference(
+          { params: { scale }, inputs, outputs: attentionMergeKernel.infer(inputs, { scale }) },
+          data,
+        );
         // As in the table of cases: exponentials err by 2^-21 and their argument's rounding, results are means of values below 6.
         const far = expected!.findIndex((value, i) => !(Math.abs(value - values![i]!) <= 6 * (8 + 32) * 2 ** -24));
-        assertEquals(far, -1, `${sequences} of ${headDim}`);
-        const { got } = await mergedByMany(device, sequences, headDim, true);
+        assertEquals(far, -1, `contexts of ${contexts}, heads of ${headDim}`);
         const x = { dtype: "f32", shape: [values!.length / headDim, headDim], data: values! } as const;
-        assertEquals(got, await runKernel(device, quantise32Kernel, { params: null, inputs: [x] }));
+        const codes = await runKernel(device, quantise32Kernel, { params: null, inputs: [x] });
+        assertEquals(await mergedForJoining(device, inputs, { scale, quantise: true }), codes);
       }
     }
   }
-  gpu.destroy();
+  cpu.close();
 });
 
 /** One token of each sequence, rotated, written and attended to: in two dispatches or in three. */

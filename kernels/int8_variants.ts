@@ -10,7 +10,6 @@
  * @module
  */
 import type { Caps } from "../tensor/kernel.ts";
-import { processors } from "./large_gpu.ts";
 
 /** A matrix-vector product: `lanes` neighbours share `rows` weight rows, a workgroup has `groups` x `slices` such teams. */
 export interface RowsForm {
@@ -95,10 +94,7 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns, makesCodes = false }: 
   const long = columns >= 4096;
   if (tokens <= 2) {
     if (makesCodes && columns >= 2048) return { ...form, rows: 4, lanes: wide, groups: 4, slices: 2, unroll: 1 };
-    if (long && rows <= 8192) {
-      const team = tokens === 1 ? { rows: 8, groups: 2, slices: 4 } : { groups: 1, slices: 8 };
-      return { ...form, ...team, lanes: wide, unroll: 1 };
-    }
+    if (long && rows <= 8192) return { ...form, lanes: wide, groups: 1, slices: 8, unroll: 1 };
     if (columns >= 2048 && rows <= 8192) return { ...form, lanes: wide, groups: 2, slices: 2, unroll: 1 };
     if (columns >= 2048 && rows <= 65536) return { ...form, rows: 4, lanes: wide, groups: 8, slices: 4, unroll: 1 };
     return { ...form, lanes: wide, groups: 4, slices: 1 };
@@ -115,7 +111,7 @@ function rowsForm(caps: Caps, { maxTokens, rows, columns, makesCodes = false }: 
 }
 
 /** Most weights of a product that is joined with others: beyond, it is long enough to stand alone. */
-const mostJoinedWeights = 16 << 20;
+const mostJoinedWeights = 14 << 20;
 
 /**
  * The matrix-vector form with as many invocations a workgroup as joined dispatches have, for weights that are few: a workgroup has
@@ -133,10 +129,7 @@ function joinedForm(caps: Caps, size: Int8Size): RowsForm | undefined {
     // Eight tokens by fours: twice the workgroups read the weights, from the cache, and a step of eight takes 70 us less.
     return tokens > 2 && most >= 16 ? of(4, threads / 16, 1, 4) : of(2, threads / 32, 1, tokens);
   }
-  if (tokens <= 2 && long) return of(4, Math.min(32, most), 8, tokens);
-  // Of wide models one workgroup a processor is resident: one turn of 64 rows each is 4 us faster than three of 16.
-  if (tokens === 1 && columns >= 2048) return of(4, Math.min(rows > 32 * processors ? 16 : 32, most), 1, 1);
-  if (tokens <= 2) return of(2, Math.min(32, most), 1, tokens);
+  if (tokens <= 2) return long ? of(4, Math.min(32, most), 8, tokens) : of(2, Math.min(32, most), 1, tokens);
   // What others have made is read past the caches: few loads a lane count for more than what they serve. Microseconds of 8 tokens
   // by 896 rows of 4,864 columns, apart: 5.1 in place of 6.5 with 2 rows and 8 tokens, and joined 2.3 less.
   if (long && most >= 32 && columns <= 32 * threads) return of(8, 32, threads / 32, 4);

@@ -80,8 +80,8 @@ interface Captured {
   steps: number;
 }
 
-/** Most sequences of a step whose dispatches are so short that joining some of them is faster, by the width of the model. */
-const MOST_JOINED = [{ hiddenSize: 2048, sequences: 8 }, { hiddenSize: 3584, sequences: 1 }] as const;
+/** Most sequences of a step, and the widest model, whose dispatches are so short that joining them is faster. */
+const MOST_JOINED = { sequences: 8, hiddenSize: 2048 } as const;
 
 /** Steps after which a program's dispatches are joined: that stops the engine for a second, which a few saved tokens are not worth. */
 const JOINED_AFTER = 2048;
@@ -361,7 +361,7 @@ export class Runner {
     let captured = this.#captured.get(label);
     if (!captured) {
       const { device, cache, config, precision } = this.#model;
-      const small = MOST_JOINED.some((most) => maxTokens <= most.sequences && config.hiddenSize <= most.hiddenSize);
+      const small = maxTokens <= MOST_JOINED.sequences && config.hiddenSize <= MOST_JOINED.hiddenSize;
       const short = decode === true && small && precision === "fast" && !device.caps.cpu;
       const options = { label, join: short, arenas: this.#arenas };
       const program = compile(device, () => this.#trace(limits, sampler), options);

@@ -58,7 +58,7 @@ export interface Joined {
 }
 
 /** Least and most stages of a chain, and the most bytes that one of them may move: 3 us of an H100's memory. */
-const LEAST_STAGES = 3, MOST_STAGES = 12, MOST_BYTES = 9 << 20;
+const LEAST_STAGES = 3, MOST_STAGES = 12, MOST_BYTES = 8 << 20;
 
 /** Most workgroups of a stage: a few for each that is resident. */
 const MOST_WORKGROUPS = 1024;
