@@ -54,6 +54,25 @@ const MANY_DISPATCHES = 96;
 /** What a run encodes: a dispatch of the compiler's, or a joined one. */
 type Step = Pick<Dispatch, "pipeline" | "bindGroup" | "grid" | "fixed">;
 
+/** Workgroups along x, y and z. */
+type Grid = readonly [number, number, number];
+
+function gridsOf(steps: readonly Step[], sizes: Sizes): Grid[] {
+  const resolve: Resolver = (dim) => resolveDim(dim, sizes);
+  return steps.map(({ fixed, grid }) => fixed ?? grid(resolve));
+}
+
+function encodeSteps(pass: GPUComputePassEncoder, steps: readonly Step[], grids: readonly Grid[]): void {
+  let last: GPUComputePipeline | undefined;
+  for (const [i, { pipeline, bindGroup }] of steps.entries()) {
+    const [x, y, z] = grids[i]!;
+    if (x === 0 || y === 0 || z === 0) continue;
+    if (pipeline !== last) pass.setPipeline(last = pipeline);
+    pass.setBindGroup(0, bindGroup);
+    pass.dispatchWorkgroups(x, y, z);
+  }
+}
+
 /** A compiled graph. Make one with {@linkcode compile}. */
 export class Program {
   #dispatches: readonly Dispatch[];
@@ -65,6 +84,7 @@ export class Program {
   #sizes: Uint32Array<ArrayBuffer>;
   #inputs: Map<string, InputSlot>;
   #ahead: { readonly sizes: Sizes; readonly commands: GPUCommandBuffer } | undefined;
+  #grids: { readonly sizes: Sizes; readonly grids: readonly Grid[] } | undefined;
   /** What the last run was given to, if it was not submitted alone. */
   #submission: Submission | undefined;
 
@@ -168,7 +188,7 @@ export class Program {
     }
     this.#steps = steps;
     this.#joined = joined;
-    this.#ahead = undefined;
+    this.#ahead = this.#grids = undefined;
   }
 
   #sameSizes(a: Sizes, b: Sizes): boolean {
@@ -180,7 +200,7 @@ export class Program {
     const encoder = this.device.gpu.createCommandEncoder(), { upload, host } = this.#compiler;
     if (from) encoder.copyBufferToBuffer(from, 0, upload.buffer, 0, host.byteLength);
     const pass = encoder.beginComputePass();
-    this.#encode(pass, sizes, this.#steps.slice(first, end));
+    encodeSteps(pass, this.#steps.slice(first, end), this.#gridsOf(sizes).slice(first, end));
     pass.end();
     return encoder.finish();
   }
@@ -221,16 +241,12 @@ export class Program {
     else view.set(values);
   }
 
-  #encode(pass: GPUComputePassEncoder, sizes: Sizes, steps: readonly Step[]): void {
-    const resolve: Resolver = (dim) => resolveDim(dim, sizes);
-    let pipeline: GPUComputePipeline | undefined;
-    for (const dispatch of steps) {
-      const [x, y, z] = dispatch.fixed ?? dispatch.grid(resolve);
-      if (x === 0 || y === 0 || z === 0) continue;
-      if (dispatch.pipeline !== pipeline) pass.setPipeline(pipeline = dispatch.pipeline);
-      pass.setBindGroup(0, dispatch.bindGroup);
-      pass.dispatchWorkgroups(x, y, z);
+  /** Workgroups of all steps. Finding them costs as much as encoding does, and the next run's sizes are mostly the same. */
+  #gridsOf(sizes: Sizes): readonly Grid[] {
+    if (!this.#grids || !this.#sameSizes(this.#grids.sizes, sizes)) {
+      this.#grids = { sizes: { ...sizes }, grids: gridsOf(this.#steps, sizes) };
     }
+    return this.#grids.grids;
   }
 
   /**
@@ -261,7 +277,7 @@ export class Program {
     this.#dispatches.forEach((dispatch, i) => {
       const timestampWrites = { querySet, beginningOfPassWriteIndex: 2 * i, endOfPassWriteIndex: 2 * i + 1 };
       const pass = encoder.beginComputePass({ timestampWrites });
-      this.#encode(pass, values.sizes ?? {}, [dispatch]);
+      encodeSteps(pass, [dispatch], gridsOf([dispatch], values.sizes ?? {}));
       pass.end();
     });
     encoder.resolveQuerySet(querySet, 0, count, resolved.buffer, 0);
