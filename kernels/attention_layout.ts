@@ -22,9 +22,6 @@ export interface PagedAttentionParams {
 /** Keys of a tile: part of the order of summation, so the same on every device. */
 export const TILE = 128;
 
-/** Tiles of all rows up to which attention is joined with other dispatches; beyond, it fills a device by itself. */
-export const mostJoinedTiles = 80;
-
 /** Stands for minus infinity; a difference of two such, scaled, stays finite. */
 export const LOWEST = "-1e37";
 

@@ -6,7 +6,7 @@
  */
 import { maxOf } from "../tensor/dim.ts";
 import type { Caps, KernelCall } from "../tensor/kernel.ts";
-import { mostJoinedTiles, sizesOf, TILE } from "./attention_layout.ts";
+import { sizesOf, TILE } from "./attention_layout.ts";
 import { repeat } from "./unroll.ts";
 
 /** Parameters of split attention. The optional ones are chosen by device and batch, and change speed, never results. */
@@ -46,6 +46,18 @@ export interface DecodeLayout {
 }
 
 /**
+ * Tiles of a context up to which attention is joined with other dispatches: beyond, it fills a device by itself. A single row has more of them
+ * where heads are so small that a processor holds two workgroups.
+ */
+const mostJoinedTiles = { ofSeveral: 8, ofOne: 80 } as const, smallHead = 64;
+
+/** Whether attention of a call takes a form that can be joined. */
+function isJoined(rows: number, tiles: number, headDim: number, { joinedLanes }: Caps): boolean {
+  const { ofSeveral, ofOne } = mostJoinedTiles;
+  return joinedLanes !== undefined && tiles <= (rows === 1 && headDim <= smallHead ? ofOne : ofSeveral);
+}
+
+/**
  * Query heads of a workgroup where few rows leave processors without work: as few as give no more workgroups than an H100 holds
  * at once, since those of one key head read the same keys. With one head each they are best half as many. Microseconds of
  * the shape of Qwen2.5-0.5B, one sequence of 8,192 positions: 31.6, 13.2, 9.0 and 13.0 with 1, 2, 4 and 7 heads; with 256
@@ -63,7 +75,7 @@ export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Ca
     group = heads / kvHeads,
     { params } = call;
   const few = maxOf(rows) * kvHeads <= 16, tiles = Math.ceil(maxBlocks * params.blockSize / TILE);
-  const joined = caps.joinedLanes !== undefined && maxOf(rows) * tiles <= mostJoinedTiles;
+  const joined = isJoined(maxOf(rows), tiles, headDim, caps);
   const most = params.headsPerShare ?? (few ? fewHeads(maxOf(rows) * kvHeads * tiles, group, joined) : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   // Values of four features have the type of the codes that products of several tokens keep (`int8_activations.ts`): where dispatches are
