@@ -26,7 +26,7 @@ import {
 } from "../tensor/kernel.ts";
 import { type Node, output, rewrittenKernel } from "../tensor/node.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
-import { ownRowWgsl } from "./attention_merge_wgsl.ts";
+import { ownRowWgsl } from "./attention_merge_layout.ts";
 import {
   type Batch,
   type BatchAttentionForm,

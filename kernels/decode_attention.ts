@@ -19,13 +19,14 @@ import type { Caps, Kernel, KernelCall, Resolver, TensorType } from "../tensor/k
 import { kernelNode, type Node, output } from "../tensor/node.ts";
 import { type AttentionBatch, pagedAttention, pagedAttentionKernel } from "./attention.ts";
 import { type PagedAttentionParams, sizesOf, TILE } from "./attention_layout.ts";
-import { type MergeParams, mergeSizesOf, mergeWgsl } from "./attention_merge_wgsl.ts";
+import { type MergeParams, mergeSizesOf } from "./attention_merge_layout.ts";
+import { mergeWgsl } from "./attention_merge_wgsl.ts";
 import { partialsWgsl } from "./decode_attention_wgsl.ts";
 import { type DecodeAttentionParams, decodeLayoutOf } from "./decode_layout.ts";
 import { activationBlock, quantiseActivations } from "./quantise.ts";
 import { rowGrid } from "./row_grid.ts";
 
-export type { MergeParams } from "./attention_merge_wgsl.ts";
+export type { MergeParams } from "./attention_merge_layout.ts";
 export type { DecodeAttentionParams } from "./decode_layout.ts";
 
 /** Workgroups that fill a large GPU; a run with more rows than that gives each workgroup several tiles. */

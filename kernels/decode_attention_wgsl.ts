@@ -17,7 +17,7 @@ import {
   stageWgsl,
   unstage,
 } from "./decode_layout.ts";
-import { ownRowWgsl, seenWgsl } from "./attention_merge_wgsl.ts";
+import { ownRowWgsl, seenWgsl } from "./attention_merge_layout.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 

@@ -7,7 +7,8 @@
 import { formatShape, maxOf } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall, Port, RewriteContext, TensorType } from "../tensor/kernel.ts";
 import type { Node } from "../tensor/node.ts";
-import { mergeOctetsWgsl, type MergeParams, mergeSizesOf } from "./attention_merge_wgsl.ts";
+import { type MergeParams, mergeSizesOf } from "./attention_merge_layout.ts";
+import { mergeOctetsWgsl } from "./attention_merge_wgsl.ts";
 import { attentionMergeKernel } from "./decode_attention.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rmsNormQuantise32Kernel } from "./quantise.ts";
