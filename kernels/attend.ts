@@ -1,8 +1,8 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
  * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone. In
- * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, to a token each of many sequences by
- * `batch_attention.ts`, and to both in a step by `mixed_attention.ts`, which add in another order.
+ * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, to a token each of many sequences by `batch_attention.ts`, and to
+ * both in a step by `mixed_attention.ts`, which add in another order, as the merge of many tiles may.
  *
  * @module
  */
@@ -39,7 +39,7 @@ export const attendKernel: Kernel<PagedAttentionParams> = {
     const whole = params.fast && batchAttention(inputs, params, context);
     if (whole) return whole;
     const joint = isSplit(q!, batch, params.blockSize) && ropeAttentionPartials(inputs, params, context);
-    if (joint) return mergePartials(joint, batch, params.scale);
+    if (joint) return mergePartials(joint, batch, params);
     return decodeAttention(q!, keys!, values!, batch, params);
   },
 };

@@ -11,9 +11,14 @@ import { TILE } from "./attention_layout.ts";
 export interface MergeParams {
   /** Factor on scores. */
   readonly scale: number;
+  /** Whether many tiles may be added up in the order that is fastest where dispatches are joined. */
+  readonly fast?: boolean;
   /** Whether the result is stored in codes and scales (`quantise32`). Head dimensions that are a multiple of 32 only. */
   readonly quantise?: boolean;
 }
+
+/** Tiles up to which a lane reads all of a row's at once: so few are merged by the product behind, too. */
+export const fewTiles = 8;
 
 /** Sizes of a merge. */
 export function mergeSizesOf(
@@ -43,7 +48,7 @@ export function seenWgsl(sequences: Dim): string {
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 }
 
-/** What {@linkcode seenWgsl} declares where `row` is the only one of sequence `row`: nothing to search, so all loads are under way at once. */
+/** What {@linkcode seenWgsl} declares where `row` is the only one of sequence `row`: with nothing to search, all loads are under way at once. */
 export const ownRowWgsl = `let behind = context_lens(row) - query_start(row + 1u) + i32(row) + 1;
   let is_own = query_start(row) <= i32(row) && query_start(row + 1u) > i32(row);
   let seen = select(0u, u32(max(behind, 0)), is_own);

@@ -13,10 +13,16 @@ import { repeat } from "./unroll.ts";
 /** Tiles that a lane reads at a time. */
 const mostHeld = 8;
 
+/** Whether lanes divide into groups for a head's features, and workgroup memory holds the factors of all tiles. */
+export function fitsMany(call: KernelCall<MergeParams>, caps: Caps, lanes: number): boolean {
+  const { tiles, headDim } = mergeSizesOf(call), bytes = 8 * tiles + 16 * lanes + 4 * lanes + 4 * lanes;
+  return headDim % 4 === 0 && lanes >= headDim && lanes % (headDim / 4) === 0 && bytes <= caps.workgroupMemory;
+}
+
 /**
  * The shader of a merge of many tiles by the many lanes of joined dispatches: neighbours take four features each, and their groups take
  * turns at the tiles. The first tiles are read before their factors are known, and no factor depends on another one, so that a
- * row waits for memory once. The groups' sums add up in another order than tile after tile: only programs in fast precision are joined.
+ * row waits for memory once. The groups' sums add up in another order than tile after tile.
  */
 export function manyTilesWgsl(call: KernelCall<MergeParams>, caps: Caps, lanes: number): KernelSource {
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call), { quantise = false } = call.params;
@@ -43,7 +49,7 @@ export function manyTilesWgsl(call: KernelCall<MergeParams>, caps: Caps, lanes: 
       ...[{ name: "sums", width: 4 }, { name: "stats", width: 2 }] as const,
       ...[{ name: "query_start" }, { name: "context_lens" }],
     ],
-    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended", width: 4 }],
+    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
     workgroupSize: [lanes, 1, 1],
     subgroups: caps.subgroups,
     declarations: `var<workgroup> group_sums: array<vec4f, ${left * vectors}>;
@@ -119,14 +125,15 @@ function meetWgsl(groups: number, left: number, vectors: number): string {
 
 /** WGSL that adds up what the groups have, and stores a head's attended values. */
 function joinGroupsWgsl(groups: number, vectors: number, heads: number, quantise: boolean, caps: Caps): string {
-  const octets = vectors / 2, add = (name: string): string => `${name} += group_sums[g * ${vectors}u + ${name}_at];`;
+  const octets = vectors / 2, headDim = 4 * vectors;
+  const add = (name: string): string => `${name} += group_sums[g * ${vectors}u + ${name}_at];`;
   const names = quantise ? ["low", "high"] : ["merged"];
   const at = quantise
     ? `let own = min(lane, ${octets - 1}u); let low_at = 2u * own; let high_at = low_at + 1u;`
-    : `let merged_at = min(lane, ${vectors - 1}u);`;
+    : `let merged_at = min(lane >> 2u, ${vectors - 1}u);`;
   const store = quantise
     ? quantiseOctet(`(row * ${heads}u + head) * ${octets}u + lane`, `lane < ${octets}u`, caps)
-    : `if (lane < ${vectors}u) { store_attended((row * ${heads}u + head) * ${vectors}u + lane, merged); }`;
+    : `if (lane < ${headDim}u) { store_attended((row * ${heads}u + head) * ${headDim}u + lane, merged[lane & 3u]); }`;
   return `${at}
   ${names.map((name) => `var ${name} = vec4f();`).join(" ")}
   var all = 0.0;

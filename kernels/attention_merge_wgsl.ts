@@ -1,23 +1,21 @@
 /**
- * The WGSL of split attention's second dispatch: partial results of a row's tiles, merged in order.
+ * The WGSL of split attention's second dispatch: partial results of a row's tiles, merged in order; `attention_merge_many_wgsl.ts` has a
+ * form in another order.
  *
  * @module
  */
 import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, INPUTS_READY, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST } from "./attention_layout.ts";
-import { type MergeParams, mergeSizesOf, ownRowWgsl, seenWgsl } from "./attention_merge_layout.ts";
-import { manyTilesWgsl } from "./attention_merge_many_wgsl.ts";
+import { fewTiles, type MergeParams, mergeSizesOf, ownRowWgsl, seenWgsl } from "./attention_merge_layout.ts";
+import { fitsMany, manyTilesWgsl } from "./attention_merge_many_wgsl.ts";
 import { blockFunctions, octet, type QuantisedStore, quantiseFinished, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
 
-/** Tiles up to which a lane reads all of them at once. */
-const fewTiles = 8;
-
 /** Tiles whose sums a lane waits for at a time: many where few rows leave little else to wait for. */
 function heldTilesOf(rows: Dim, tiles: number): number {
-  return tiles <= 8 ? 4 : maxOf(rows) <= 8 && tiles > 32 ? 32 : 8;
+  return tiles <= fewTiles ? 4 : maxOf(rows) <= 8 && tiles > 32 ? 32 : 8;
 }
 
 /**
@@ -28,7 +26,9 @@ export function mergeWgsl(call: KernelCall<MergeParams>, caps: Caps): KernelSour
   const { rows, sequences, tiles: tileCount, heads, headDim } = mergeSizesOf(call);
   const heldTiles = heldTilesOf(rows, tileCount), { joinedLanes } = caps;
   if (joinedLanes !== undefined && tileCount <= fewTiles) return fewTilesWgsl(call, caps, joinedLanes);
-  if (joinedLanes !== undefined && joinedLanes % (headDim / 4) === 0) return manyTilesWgsl(call, caps, joinedLanes);
+  if (joinedLanes !== undefined && call.params.fast && fitsMany(call, caps, joinedLanes)) {
+    return manyTilesWgsl(call, caps, joinedLanes);
+  }
   const lanes = Math.max(64, 32 * Math.ceil(headDim / 32)), exponent = call.params.scale * Math.LOG2E;
   const { quantise = false } = call.params;
   const load = (u: number, tile: string) =>

@@ -10,7 +10,8 @@
  * The second merges the tiles in order: attended = sum a[i] exp(m[i] - m) / sum l[i] exp(m[i] - m), m the greatest of all.
  *
  * **Results are those of `attention.ts`, bit for bit**, for that file's order of summation is kept: key after key in a
- * tile, tile after tile. How tiles are dealt to workgroups, and how many workgroups a run launches, changes no result.
+ * tile, tile after tile. How tiles are dealt to workgroups, and how many workgroups a run launches, changes no result. In fast precision
+ * programs for joining add many tiles up in another order (`attention_merge_many_wgsl.ts`).
  *
  * @module
  */
@@ -191,7 +192,7 @@ export function isSplit(q: Node, { blockTables }: AttentionBatch, blockSize: num
 
 /**
  * Causal attention over a paged cache, as {@linkcode pagedAttention}, fast on GPUs where each sequence has few queries: any
- * mix of rows is right, and results are equal bit for bit. Two dispatches. Head dimensions that are no multiple of 4, and
+ * mix of rows is right, and results are equal bit for bit unless `fast`. Two dispatches. Head dimensions that are no multiple of 4, and
  * batches whose partial results would take more than half a GiB, go to {@linkcode pagedAttention}.
  *
  * @param q [T, heads, D] f32 or f16.
@@ -215,10 +216,14 @@ export function decodeAttention(
     [q, keys, values, queryStart, contextLens, blockTables],
     params,
   );
-  return mergePartials(partials, batch, scale);
+  return mergePartials(partials, batch, params);
 }
 
 /** Second dispatch, on what the first one made. */
-export function mergePartials(partials: Node, { queryStart, contextLens }: AttentionBatch, scale: number): Node {
-  return kernelNode(attentionMergeKernel, [partials, output(partials, 1), queryStart, contextLens], { scale });
+export function mergePartials(
+  partials: Node,
+  { queryStart, contextLens }: AttentionBatch,
+  { scale, fast = false }: DecodeAttentionParams,
+): Node {
+  return kernelNode(attentionMergeKernel, [partials, output(partials, 1), queryStart, contextLens], { scale, fast });
 }

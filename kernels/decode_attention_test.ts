@@ -1,9 +1,9 @@
 /** Split attention gives what paged attention gives, bit for bit, in every layout and however tiles are dealt. */
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { Device, openDevice } from "../tensor/device.ts";
 import { type Dim, maxOf, Sym } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
-import { buffer, input, kernelNode, output } from "../tensor/node.ts";
+import { buffer, constant, input, kernelNode, map, output } from "../tensor/node.ts";
 import { compile, type CompileOptions } from "../tensor/program.ts";
 import { type KernelData, runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
@@ -26,13 +26,14 @@ async function split(
   device: Device,
   call: CaseCall<DecodeAttentionParams>,
   layout: Partial<DecodeAttentionParams> = {},
+  options: CompileOptions = {},
 ): Promise<HostArray> {
   const storages = call.inputs.map((i, n) => new Storage(i.dtype, i.shape, i.data.slice() as HostArray, `input ${n}`));
   const program = compile(device, () => {
     const [q, keys, values, queryStart, contextLens, blockTables] = storages.map((storage) => buffer(storage));
     const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
     return decodeAttention(q!, keys!, values!, batch, { ...call.params, ...layout });
-  });
+  }, options);
   program.run();
   const attended = await program.read(0);
   program.dispose();
@@ -74,6 +75,9 @@ const mixed: AttentionSetting = {
   padding: 3,
 };
 
+/** Factor on scores of merges. */
+const SCALE = 0.125;
+
 const settings: AttentionSetting[] = [
   mixed,
   { ...mixed, sequences: [[1, 700]], padding: 0 },
@@ -109,6 +113,15 @@ Deno.test("the layout of split attention changes no result", async () => {
   device.close();
 });
 
+Deno.test("programs for joining keep the order of summation but in fast precision", async () => {
+  const cpu = await openDevice(), call = attentionCall({ ...mixed, sequences: [[1, 1200], [1, 90]] }, seededRandom(4));
+  const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false, int64: false }, Infinity, true);
+  const [expected] = await runKernel(cpu, pagedAttentionKernel, call);
+  assertEquals(differs(await split(device, call, {}, { join: true }), expected!), -1);
+  assert(differs(await split(device, call, { fast: true }, { join: true }), expected!) >= 0, "the same order");
+  cpu.close();
+});
+
 Deno.test("attention merged into codes is attention quantised, bit for bit", async () => {
   for (const disable of [[], ["subgroups"]] as const) {
     const device = await openDevice({ disable });
@@ -122,7 +135,7 @@ Deno.test("attention merged into codes is attention quantised, bit for bit", asy
   }
 });
 
-/** Partial results of random tiles of a query of each context: the weights of a tile are sums of up to 128 of at most 1, values are normal. */
+/** Partial results of random tiles of a query of each context: a tile's weights come to up to 128, values are normal. */
 function randomPartials(contexts: readonly number[], headDim: number): KernelData<MergeParams>["inputs"] {
   const random = seededRandom(headDim), rows = contexts.length, tiles = Math.ceil(Math.max(...contexts) / TILE);
   const heads = 3, places = rows * tiles * heads;
@@ -142,44 +155,47 @@ function randomPartials(contexts: readonly number[], headDim: number): KernelDat
   ];
 }
 
-/** Their merge as programs for joining have it. */
+/** Their merge as programs for joining have it in fast precision: values, the same times two, or codes and scales. */
 async function mergedForJoining(
   device: Device,
   inputs: KernelData<MergeParams>["inputs"],
-  params: MergeParams,
+  what: "values" | "doubled" | "codes",
 ): Promise<HostArray[]> {
+  const params = { scale: SCALE, quantise: what === "codes", fast: true };
   const storages = inputs.map(({ dtype, shape, data }, n) =>
     new Storage(dtype, shape, data.slice() as HostArray, `${n}`)
   );
   using program = compile(device, () => {
     const merged = kernelNode(attentionMergeKernel, storages.map((storage) => buffer(storage)), params);
-    return params.quantise ? [merged, output(merged, 1)] : [merged];
+    if (what === "doubled") return map("mul", merged, constant(2, "f32"));
+    return what === "codes" ? [merged, output(merged, 1)] : merged;
   }, { join: true });
+  assertEquals(program.dispatchCount, 1);
   program.run();
-  const results = await Promise.all((params.quantise ? [0, 1] : [0]).map((i) => program.read(i)));
+  const results = await Promise.all((what === "codes" ? [0, 1] : [0]).map((i) => program.read(i)));
   storages.forEach((storage) => storage.release());
   return results;
 }
 
 Deno.test("many tiles are merged by the lanes of joined dispatches", async () => {
-  const cpu = await openDevice(), scale = 0.125;
+  const cpu = await openDevice(), params = { scale: SCALE };
   for (const change of [{}, { subgroups: false, subgroupSize: 1 }]) {
-    const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false, ...change }, Infinity, true);
+    const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false, int64: false, ...change }, Infinity, true);
     // Up to eight tiles have another form; 9,000 positions are more rounds of reading, 40,000 more tiles than lanes.
     for (const contexts of [[1100], [1, 0, 9000], [300, 40000]]) {
-      for (const headDim of [64, 128]) {
+      for (const headDim of [32, 64, 80, 128, 256]) {
         const inputs = randomPartials(contexts, headDim), data = inputs.map((each) => each.data);
-        const [values] = await mergedForJoining(device, inputs, { scale });
-        const [expected] = attentionMergeKernel.reference(
-          { params: { scale }, inputs, outputs: attentionMergeKernel.infer(inputs, { scale }) },
-          data,
-        );
+        const [values] = await mergedForJoining(device, inputs, "values");
+        const outputs = attentionMergeKernel.infer(inputs, params);
+        const [expected] = attentionMergeKernel.reference({ params, inputs, outputs }, data);
         // As in the table of cases: exponentials err by 2^-21 and their argument's rounding, results are means of values below 6.
         const far = expected!.findIndex((value, i) => !(Math.abs(value - values![i]!) <= 6 * (8 + 32) * 2 ** -24));
         assertEquals(far, -1, `contexts of ${contexts}, heads of ${headDim}`);
+        assertEquals(await mergedForJoining(device, inputs, "doubled"), [values!.map((value) => 2 * value)]);
+        if (headDim % 32 !== 0) continue;
         const x = { dtype: "f32", shape: [values!.length / headDim, headDim], data: values! } as const;
         const codes = await runKernel(device, quantise32Kernel, { params: null, inputs: [x] });
-        assertEquals(await mergedForJoining(device, inputs, { scale, quantise: true }), codes);
+        assertEquals(await mergedForJoining(device, inputs, "codes"), codes);
       }
     }
   }

@@ -5,11 +5,14 @@
  * @module
  */
 import { maxOf } from "../tensor/dim.ts";
+import { bytesPerElement, type DType } from "../tensor/dtype.ts";
+import { MOST_STAGE_BYTES } from "../tensor/join.ts";
 import type { Caps, KernelCall } from "../tensor/kernel.ts";
-import { sizesOf, TILE } from "./attention_layout.ts";
+import { type Sizes, sizesOf, TILE } from "./attention_layout.ts";
+import { fewTiles } from "./attention_merge_layout.ts";
 import { repeat } from "./unroll.ts";
 
-/** Parameters of split attention. The optional ones are chosen by device and batch, and change speed, never results. */
+/** Parameters of split attention. The optional ones but `fast` are chosen by device and batch, and change speed, never results. */
 export interface DecodeAttentionParams {
   /** Tokens of a block: a power of two. */
   readonly blockSize: number;
@@ -21,6 +24,8 @@ export interface DecodeAttentionParams {
   readonly lanes?: number;
   /** Features that a lane sums up. */
   readonly width?: 2 | 4;
+  /** Whether the merge may add many tiles up in the order that is fastest. */
+  readonly fast?: boolean;
 }
 
 /** How a workgroup's work is laid out. */
@@ -45,16 +50,14 @@ export interface DecodeLayout {
   readonly maxima: number;
 }
 
-/**
- * Tiles of a context up to which attention is joined with other dispatches: beyond, it fills a device by itself. A single row has more of them
- * where heads are so small that a processor holds two workgroups.
- */
-const mostJoinedTiles = { ofSeveral: 8, ofOne: 80 } as const, smallHead = 64;
+/** Tiles of a context of one row up to which attention is joined where heads are so small that a processor holds two workgroups. */
+const mostTilesOfOne = 80, smallHead = 64;
 
-/** Whether attention of a call takes a form that can be joined. */
-function isJoined(rows: number, tiles: number, headDim: number, { joinedLanes }: Caps): boolean {
-  const { ofSeveral, ofOne } = mostJoinedTiles;
-  return joinedLanes !== undefined && tiles <= (rows === 1 && headDim <= smallHead ? ofOne : ofSeveral);
+/** Whether attention takes a form that can be joined with other dispatches: long contexts fill a device by themselves. */
+function isJoined({ rows, kvHeads, headDim }: Sizes, tiles: number, pool: DType, caps: Caps): boolean {
+  const count = maxOf(rows), most = count === 1 && headDim <= smallHead ? mostTilesOfOne : fewTiles;
+  const bytes = 2 * count * tiles * TILE * kvHeads * headDim * bytesPerElement(pool, caps.f16);
+  return caps.joinedLanes !== undefined && tiles <= most && bytes <= MOST_STAGE_BYTES;
 }
 
 /**
@@ -71,11 +74,10 @@ function fewHeads(parts: number, group: number, joined: boolean): number {
 
 /** Chooses the layout of a call on a device. */
 export function decodeLayoutOf(call: KernelCall<DecodeAttentionParams>, caps: Caps): DecodeLayout {
-  const { rows, heads, kvHeads, headDim, maxBlocks } = sizesOf(call),
-    group = heads / kvHeads,
-    { params } = call;
+  const sizes = sizesOf(call), { rows, heads, kvHeads, headDim, maxBlocks } = sizes, { params } = call;
+  const group = heads / kvHeads;
   const few = maxOf(rows) * kvHeads <= 16, tiles = Math.ceil(maxBlocks * params.blockSize / TILE);
-  const joined = isJoined(maxOf(rows), tiles, headDim, caps);
+  const joined = isJoined(sizes, tiles, call.inputs[1]!.dtype, caps);
   const most = params.headsPerShare ?? (few ? fewHeads(maxOf(rows) * kvHeads * tiles, group, joined) : 8);
   const sharesPerKvHead = Math.ceil(group / most), lines = Math.ceil(group / sharesPerKvHead);
   // Values of four features have the type of the codes that products of several tokens keep (`int8_activations.ts`): where dispatches are

@@ -7,7 +7,7 @@
 import { formatShape, maxOf } from "../tensor/dim.ts";
 import type { Caps, Kernel, KernelCall, Port, RewriteContext, TensorType } from "../tensor/kernel.ts";
 import type { Node } from "../tensor/node.ts";
-import { type MergeParams, mergeSizesOf } from "./attention_merge_layout.ts";
+import { fewTiles, type MergeParams, mergeSizesOf } from "./attention_merge_layout.ts";
 import { mergeOctetsWgsl } from "./attention_merge_wgsl.ts";
 import { attentionMergeKernel } from "./decode_attention.ts";
 import type { RmsNormParams } from "./norm.ts";
@@ -33,7 +33,7 @@ const mostOwn: readonly { readonly columns: number; readonly rows: number }[] = 
 const mostSeveral = { tokens: 8, columns: 1024 } as const;
 
 /** Tiles up to which partial results of attention are merged so, of one token and of several: 1,024 and 512 positions. */
-const mostTiles = { one: 8, several: 4 } as const;
+const mostTiles = { one: fewTiles, several: 4 } as const;
 
 function kernelOf({ kind }: Int8Source): Kernel<unknown> {
   return (kind === "norm" ? rmsNormQuantise32Kernel : attentionMergeKernel) as Kernel<unknown>;

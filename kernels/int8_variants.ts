@@ -115,7 +115,7 @@ const mostJoinedWeights = 14 << 20;
 
 /**
  * The matrix-vector form with as many invocations a workgroup as joined dispatches have, for weights that are few: a workgroup has
- * more rows, since it makes the activations' codes anew, and no product has more workgroups than are resident.
+ * more rows, since it makes the activations' codes anew, and few products have more workgroups than are resident.
  */
 function joinedForm(caps: Caps, size: Int8Size): RowsForm | undefined {
   const { joinedLanes: threads, subgroups, subgroupSize } = caps, { maxTokens, rows, columns, blocks } = size;
@@ -188,17 +188,22 @@ function tileFits(form: TileForm, columns: number, caps: Caps): boolean {
     (slices === 1 || columns / stage >= 2 * slices);
 }
 
-function tileForm(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm {
-  if (caps.cpu) return { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 1 };
+/** The forms of the rows that a size matches, the first one first, in as many slices as there is room for. */
+function tileFormsOf(caps: Caps, { maxTokens, rows, columns }: Int8Size): TileForm[] {
   const tiles = Math.ceil(maxTokens / 64) * Math.ceil(rows / 64), small = columns <= 1024 && rows <= 2048;
-  const form = formOf(
-    tileRows.find(({ above, upTo = Infinity, ...row }) =>
-      maxTokens > above && maxTokens <= upTo && tiles >= row.tiles && (small || !row.small)
-    )!,
+  const matching = tileRows.filter(({ above, upTo = Infinity, ...row }) =>
+    maxTokens > above && maxTokens <= upTo && tiles >= row.tiles && (small || !row.small)
   );
-  let slices = form.slices;
-  while (slices > 1 && !tileFits({ ...form, slices }, columns, caps)) slices /= 2;
-  return { ...form, slices };
+  return matching.map(formOf).map((form) => {
+    let slices = form.slices;
+    while (slices > 1 && !tileFits({ ...form, slices }, columns, caps)) slices /= 2;
+    return { ...form, slices };
+  });
+}
+
+function tileForm(caps: Caps, size: Int8Size): TileForm {
+  if (caps.cpu) return { kind: "tile", tokens: 16, rows: 16, threadTokens: 4, threadRows: 2, slices: 1 };
+  return tileFormsOf(caps, size)[0]!;
 }
 
 /** Most tokens for which weights are better read once for eight tokens than put into tiles. */
@@ -220,9 +225,8 @@ function storesCodes({ rows, threadRows }: TileForm, { subgroupSize }: Caps): bo
 
 /** The tile form of a product that stores codes. */
 function blocksTile(caps: Caps, size: Int8Size): TileForm {
-  const form = tileForm(caps, size);
-  if (storesCodes(form, caps)) return form;
-  return { kind: "tile", tokens: 32, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 };
+  const storing = tileFormsOf(caps, size).find((form) => storesCodes(form, caps));
+  return storing ?? { kind: "tile", tokens: 32, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 };
 }
 
 /** Whether products of so many tokens have a form that stores codes. Tiles need subgroups for it. */

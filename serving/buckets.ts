@@ -33,22 +33,31 @@ export function sequenceBuckets(maxTokens: number, most: number, cpu: boolean): 
   return [...(cpu ? [] : SEQUENCES).filter((bucket) => bucket < greatest), greatest];
 }
 
-/**
- * Positions up to which contexts have programs of their own, by the most sequences that these decode. Few tiles of attention are merged by
- * the product behind it, or join in fewer workgroups (`attention_layout.ts`); above these, and for more sequences, one program does.
- */
-const CONTEXTS: readonly { readonly sequences: number; readonly positions: readonly number[] }[] = [
-  { sequences: 1, positions: [1024, 10240] },
-  { sequences: 8, positions: [1024] },
-];
+/** Positions up to which attention's tiles are so few that the product behind merges them: a dispatch less in each layer. */
+const SHORT_CONTEXT = 1024;
+
+/** Positions up to which a single sequence's attention is joined with other dispatches (`kernels/decode_layout.ts`). */
+const JOINED_CONTEXT = 10240;
+
+/** A bound of tokens of programs that decode, and how they are compiled. */
+export interface DecodePrograms {
+  readonly maxTokens: number;
+  /** Whether the device computes on the CPU. */
+  readonly cpu: boolean;
+  /** Whether dispatches may be joined. */
+  readonly joined: boolean;
+}
 
 /**
- * Bounds of the blocks of a sequence in programs that decode, in ascending order: where few sequences are decoded on a GPU, short
- * contexts have faster forms.
+ * Bounds of the blocks of a sequence in programs that decode, in ascending order: where a single sequence is decoded on a GPU, or
+ * dispatches are joined, shorter contexts have faster forms.
  *
- * @param maxTokens A bound of tokens. @param most Blocks of a whole context. @param blockSize Tokens of a block.
+ * @param most Blocks of a whole context. @param blockSize Tokens of a block.
  */
-export function blockBuckets(maxTokens: number, most: number, blockSize: number, cpu: boolean): number[] {
-  const positions = cpu ? [] : CONTEXTS.find(({ sequences }) => maxTokens <= sequences)?.positions ?? [];
+export function blockBuckets({ maxTokens, cpu, joined }: DecodePrograms, most: number, blockSize: number): number[] {
+  const positions = [
+    ...(!cpu && (joined || maxTokens === 1) ? [SHORT_CONTEXT] : []),
+    ...(joined && maxTokens === 1 ? [JOINED_CONTEXT] : []),
+  ];
   return [...positions.map((bound) => bound / blockSize).filter((blocks) => blocks < most), most];
 }

@@ -344,8 +344,16 @@ export class Runner {
 
   /** Bounds of the blocks of a decoded sequence. */
   #blockBuckets(maxTokens: number): number[] {
-    const { device, cache } = this.#model;
-    return blockBuckets(maxTokens, this.#maxBlocks, cache.options.blockSize, device.caps.cpu);
+    const { device, cache } = this.#model,
+      programs = { maxTokens, cpu: device.caps.cpu, joined: this.#joins(maxTokens) };
+    return blockBuckets(programs, this.#maxBlocks, cache.options.blockSize);
+  }
+
+  /** Whether dispatches of programs that decode so many sequences may be joined. */
+  #joins(maxTokens: number): boolean {
+    const { device, config, precision } = this.#model, { sequences, hiddenSize } = MOST_JOINED;
+    const small = maxTokens <= sequences && config.hiddenSize <= hiddenSize;
+    return small && precision === "fast" && !device.caps.cpu;
   }
 
   get #maxBlocks(): number {
@@ -360,9 +368,7 @@ export class Runner {
       : `${maxTokens} tokens of ${maxSequences} sequences, ${what}`;
     let captured = this.#captured.get(label);
     if (!captured) {
-      const { device, cache, config, precision } = this.#model;
-      const small = maxTokens <= MOST_JOINED.sequences && config.hiddenSize <= MOST_JOINED.hiddenSize;
-      const short = decode === true && small && precision === "fast" && !device.caps.cpu;
+      const { device, cache } = this.#model, short = decode === true && this.#joins(maxTokens);
       const options = { label, join: short, arenas: this.#arenas };
       const program = compile(device, () => this.#trace(limits, sampler), options);
       captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };

@@ -15,6 +15,7 @@ import {
   type JoinedShader,
   joinShaders,
   MOST_BARRIERS,
+  MOST_STAGE_BYTES,
   type Stage,
 } from "./join.ts";
 import type { Caps, Cost, Resolver } from "./kernel.ts";
@@ -57,15 +58,15 @@ export interface Joined {
   readonly counters: Resident;
 }
 
-/** Least and most stages of a chain, and the most bytes that one of them may move: 3 us of an H100's memory. */
-const LEAST_STAGES = 3, MOST_STAGES = 12, MOST_BYTES = 8 << 20;
+/** Least and most stages of a chain. */
+const LEAST_STAGES = 3, MOST_STAGES = 12;
 
 /** Most workgroups of a stage: a few for each that is resident. */
 const MOST_WORKGROUPS = 1024;
 
 function isShort({ lanes, cost, grid }: Joinable): boolean {
   const [x, y, z] = grid(maxOf);
-  return lanes === JOINED_LANES && cost.bytes <= MOST_BYTES && z === 1 && x * y <= MOST_WORKGROUPS;
+  return lanes === JOINED_LANES && cost.bytes <= MOST_STAGE_BYTES && z === 1 && x * y <= MOST_WORKGROUPS;
 }
 
 /** Whether a stage binds buffers as those before it do: one that is written is `storage` to all. */

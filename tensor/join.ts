@@ -38,6 +38,9 @@ export interface JoinedShader {
   readonly bindings: readonly JoinedBinding[];
 }
 
+/** Most bytes that a stage may move, 3 us of an H100's memory: longer ones fill the device, and its own scheduler deals them out better. */
+export const MOST_STAGE_BYTES = 8 << 20;
+
 /** Invocations of a workgroup in every stage. */
 export const JOINED_LANES = 256;
 
