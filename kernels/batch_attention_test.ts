@@ -116,6 +116,7 @@ const settings: Setting[] = [
   { kvHeads: 2, group: 3, headDim: 64, count: 5, most: 64, seed: 1 },
   { kvHeads: 2, group: 7, headDim: 32, count: 6, most: 256, seed: 2 },
   { kvHeads: 1, group: 2, headDim: 128, count: 4, most: 128, seed: 3 },
+  { kvHeads: 2, group: 2, headDim: 64, count: 5, most: 256, seed: 4 },
 ];
 
 Deno.test("attention of a batch is exact attention but for rounding, and writes the same keys and values", async () => {

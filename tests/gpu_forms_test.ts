@@ -25,8 +25,13 @@ interface Opened {
   close(): Promise<void>;
 }
 
-async function open(folder: string, precision: "exact" | "fast", maxNumSeqs = 16): Promise<Opened> {
-  const source = fileSource(folder), device = asGpu(await openDevice()), contextLength = 128;
+async function open(
+  folder: string,
+  precision: "exact" | "fast",
+  maxNumSeqs = 16,
+  contextLength = 128,
+): Promise<Opened> {
+  const source = fileSource(folder), device = asGpu(await openDevice());
   const config = await readConfig(source);
   const weights = await loadDecoder(device, await openCheckpoint(source), config, { positions: contextLength });
   const cache = new KvCache(device, config, { numBlocks: 200, blockSize: 16, dtype: "f16" });
@@ -108,6 +113,15 @@ function divergence(p: readonly TokenLogprob[], q: readonly TokenLogprob[]): num
   const rest = [0, 1].map((side) => Math.max(1e-9, 1 - both.reduce((sum, pair) => sum + Math.exp(pair[side]!), 0)));
   return [...both, rest.map(Math.log)].reduce((sum, [a, b]) => sum + Math.exp(a!) * (a! - b!), 0);
 }
+
+Deno.test("with the forms of GPUs, in exact precision: the same tokens across the bounds of contexts", async () => {
+  const opened = await open(TINY, "exact", 16, 1100), { engine, config } = opened, whole = prompt(1015, 1, config);
+  const { tokens } = await ask(engine, { prompt: whole, maxTokens: 20 });
+  const rest = await ask(engine, { prompt: [...whole, ...tokens.slice(0, 12)], maxTokens: 8 });
+  assertEquals(rest.tokens, tokens.slice(12), "beyond 1,024 positions from the beginning on");
+  assert((await engine.explain()).split("\n\n").filter((text) => text.startsWith("a token each")).length >= 2);
+  await opened.close();
+});
 
 Deno.test("with the forms of GPUs, in fast precision: nearly the same distributions alone and in company", async () => {
   const opened = await open(STORIES, "fast"), { engine, config } = opened;
