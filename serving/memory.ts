@@ -168,11 +168,14 @@ function floatsPerToken({ hiddenSize, intermediateSize, numHeads, numKvHeads, he
   return 3 * hiddenSize + 2 * width + 2 * kvWidth + 3 * intermediateSize;
 }
 
-/** What the layers hand to each other, and logits of each sequence. */
+/** Bytes of what there is in any case: buffers for reading back, slots of drawn tokens, the device's own. */
+const FIXED_BYTES = 2 ** 18;
+
+/** What the layers hand to each other, logits of each sequence, and what there is in any case. */
 function activationBytes(config: DecoderConfig, { maxNumSeqs, maxNumBatchedTokens }: StepLimits): number {
   const buckets = tokenBuckets(maxNumBatchedTokens, true), sum = (a: number, b: number): number => a + b;
   const rows = buckets.map((bucket) => Math.min(bucket, maxNumSeqs)).reduce(sum);
-  return 4 * (buckets.reduce(sum) * floatsPerToken(config) + rows * config.vocabSize);
+  return FIXED_BYTES + 4 * (buckets.reduce(sum) * floatsPerToken(config) + rows * config.vocabSize);
 }
 
 /** What the choice of context and pool depends on. */

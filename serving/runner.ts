@@ -1,6 +1,7 @@
 /**
  * Runs steps on the device. A program is captured for each bucket of tokens, of sequences and way of sampling when it is first
- * needed, and replayed from then on: nothing recompiles as sequences grow, come and go.
+ * needed, and replayed from then on: nothing recompiles as sequences grow, come and go, unless memory is so short that programs have to
+ * make room for one another.
  *
  * Drawn tokens stay on the device in slots, a slot a draw, in a ring: a step names the slots of tokens that have not been read
  * yet, so steps can be submitted one after another, and one read fetches what all of them drew.
@@ -15,6 +16,7 @@ import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import { Arenas } from "../tensor/arenas.ts";
 import type { Device } from "../tensor/device.ts";
+import { OutOfMemoryError } from "../tensor/device_errors.ts";
 import { buffer, type Node } from "../tensor/node.ts";
 import { compile, type Program, type RunValues } from "../tensor/program.ts";
 import type { ReadOptions } from "../tensor/readback.ts";
@@ -100,6 +102,8 @@ export class Runner {
   readonly #arenas: Arenas;
   /** Steps that are encoded and not submitted. */
   readonly #submission: Submission;
+  /** The programs of steps that were encoded and not read yet. */
+  readonly #unread = new Map<ScheduledStep, Captured>();
   /** Encodes what a step like the last one runs, where such a one is likely to follow. */
   #encodeAlike: (() => void) | undefined;
 
@@ -142,6 +146,7 @@ export class Runner {
     const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details, this.#slots);
     const limits = this.#limits(step), captured = this.#capture(limits, sampler), { program, builder } = captured;
     const drawing = scheduled.filter(({ draws }) => draws).map(({ sequence }) => sequence);
+    this.#unread.set(step, captured);
     const firstSlot = this.#slots.take(scheduled);
     const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slots: this.#slots });
     this.#copier.copy(step.copies, this.#submission);
@@ -166,7 +171,8 @@ export class Runner {
 
   #encodeScore(step: ScheduledStep, begin: boolean): EncodedStep {
     const limits = this.#limits(step), maxLogitRows = Math.min(limits.maxTokens, this.maxLogitsTokens);
-    const { program, builder } = this.#capture({ ...limits, maxLogitRows }, "logits");
+    const captured = this.#capture({ ...limits, maxLogitRows }, "logits"), { program, builder } = captured;
+    this.#unread.set(step, captured);
     const { inputs, sizes } = builder.build(step.scheduled, { rows: "all" });
     this.#copier.copy(step.copies, this.#submission);
     program.run({ inputs, sizes }, this.#submission, begin);
@@ -181,9 +187,10 @@ export class Runner {
     this.#submission.flush();
   }
 
-  /** Drops the steps that have been encoded and not been submitted. */
+  /** Drops the steps that have been encoded and not been submitted; nobody reads the others any more. */
   discard(): void {
     this.#submission.discard();
+    this.#unread.clear();
   }
 
   /**
@@ -202,6 +209,7 @@ export class Runner {
       });
     }
     return steps.map(({ step, drawing }, i) => {
+      this.#unread.delete(step);
       const drawn = drawing.map((sequence, row) => ({ sequence, sampled: read.sampled[i]![row]! }));
       return { step, drawn, logits: read.logits[i] };
     });
@@ -265,10 +273,11 @@ export class Runner {
     const mostDecoded = this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs) ?? this.maxTokens;
     return this.#tokenBuckets.flatMap((maxTokens) => {
       const sequences = sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu);
-      const blocks = maxTokens <= mostDecoded ? this.#blockBuckets(maxTokens) : [];
+      const decoded = Math.min(maxTokens, maxNumSeqs);
+      const blocks = maxTokens <= mostDecoded ? this.#blockBuckets(decoded) : [];
       return [
         ...sequences.map((maxSequences) => this.#limitsOf(maxTokens, maxSequences)),
-        ...blocks.map((maxBlocks) => this.#decodeLimits(maxTokens, maxBlocks)),
+        ...blocks.map((maxBlocks) => this.#decodeLimits(decoded, maxBlocks)),
       ];
     });
   }
@@ -331,7 +340,8 @@ export class Runner {
     }
     if (!decodes(step)) return this.#limitsOf(maxTokens, maxSequences);
     const held = Math.max(...scheduled.map(({ sequence }) => sequence.blockTable.length));
-    return this.#decodeLimits(maxTokens, this.#blockBuckets(maxTokens).find((bucket) => bucket >= held)!);
+    const most = Math.min(maxTokens, maxNumSeqs); // a token a sequence
+    return this.#decodeLimits(most, this.#blockBuckets(most).find((bucket) => bucket >= held)!);
   }
 
   #limitsOf(maxTokens: number, maxSequences: number): BatchLimits {
@@ -370,11 +380,32 @@ export class Runner {
     if (!captured) {
       const { device, cache } = this.#model, short = decode === true && this.#joins(maxTokens);
       const options = { label, join: short, arenas: this.#arenas };
-      const program = compile(device, () => this.#trace(limits, sampler), options);
+      const program = this.#makeRoom(() => compile(device, () => this.#trace(limits, sampler), options));
       captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };
       this.#captured.set(label, captured);
     }
     return captured;
+  }
+
+  /** Makes a program; where memory does not suffice, once more without those that no step under way needs. */
+  #makeRoom(make: () => Program): Program {
+    try {
+      return make();
+    } catch (cause) {
+      if (!(cause instanceof OutOfMemoryError) || !this.#forgetIdle()) throw cause;
+      return make();
+    }
+  }
+
+  /** Frees the programs that no step under way needs: they are compiled again when they are. Returns whether there were any. */
+  #forgetIdle(): boolean {
+    const needed = new Set(this.#unread.values()), idle = [...this.#captured].filter(([, each]) => !needed.has(each));
+    this.#encodeAlike = undefined;
+    for (const [label, { program }] of idle) {
+      program.dispose();
+      this.#captured.delete(label);
+    }
+    return idle.length > 0;
   }
 
   /** What a program computes: logits, or the slots with what was drawn, and its details. */

@@ -29,8 +29,14 @@ interface Parts {
 }
 
 /** @param cpu `false` where kernels are to have the forms that they have on GPUs. */
-async function openParts(folder: string, positions: number, numBlocks: number, cpu?: false): Promise<Parts> {
-  const source = fileSource(folder), opened = await openDevice();
+async function openParts(
+  folder: string,
+  positions: number,
+  numBlocks: number,
+  cpu?: false,
+  memoryLimit?: number,
+): Promise<Parts> {
+  const source = fileSource(folder), opened = await openDevice(memoryLimit === undefined ? {} : { memoryLimit });
   const device = cpu === false ? asGpu(opened) : opened;
   const config = await readConfig(source);
   const weights = await loadDecoder(device, await openCheckpoint(source), config, { positions });
@@ -63,6 +69,43 @@ Deno.test("nothing compiles after warm-up", async () => {
   assertEquals([parts.device.pipelineCount, (await engine.explain()).split("\n\n").length], [compiled, programs]);
   runner.dispose();
   parts.device.close();
+});
+
+/** Tokens of requests that need programs of their own, one after another, and the memory taken after the first and in all. */
+async function answerAll(memoryLimit?: number): Promise<{ tokens: number[][]; first: number; all: number }> {
+  const parts = await openParts(TINY, 64, 16, undefined, memoryLimit), { device } = parts;
+  const limits = { contextLength: 64, maxNumSeqs: 4, maxNumBatchedTokens: 64 };
+  const { engine, runner } = makeEngine({ ...parts, ...limits });
+  const tokens: number[][] = [], allocated: number[] = [];
+  for (
+    const [id, temperature, logprobs] of [[0, 0, undefined], [1, 1, undefined], [2, 0, 3], [3, 0, undefined]] as const
+  ) {
+    const own: number[] = [], prompt = Array.from({ length: 9 * (id % 3) + 5 }, (_, i) => 2 * i + 1);
+    const sampling = { temperature, seed: id },
+      rest = { maxTokens: 6, stopTokenIds: new Set<number>(), n: 1, priority: 0 };
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    engine.addRequest({ id, prompt, sampling, ...rest, ...(logprobs !== undefined && { logprobs }) }, {
+      output({ tokens, finishReason }) {
+        own.push(...tokens);
+        if (finishReason) resolve();
+      },
+      fail: reject,
+    });
+    await promise;
+    tokens.push(own);
+    allocated.push(device.allocated);
+  }
+  await engine.close(new Error("over"));
+  runner.dispose();
+  device.close();
+  return { tokens, first: allocated[0]!, all: allocated.at(-1)! };
+}
+
+Deno.test("where memory is short, programs make room for one another", async () => {
+  const plenty = await answerAll();
+  assert(plenty.all > plenty.first);
+  const short = await answerAll(Math.ceil((plenty.first + plenty.all) / 2));
+  assertEquals(short.tokens, plenty.tokens);
 });
 
 Deno.test("loading with warm-up compiles what the checkpoint's own way of drawing needs", async () => {
