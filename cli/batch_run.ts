@@ -9,7 +9,7 @@ import type { GenerateOptions, Sample, SamplingOptions, Usage } from "../serving
 import { RequestError } from "../serving/request_error.ts";
 import type { BatchRequest } from "./batch_input.ts";
 import { answerLine, type BatchLine, errorLine } from "./batch_output.ts";
-import { withFlags } from "./errors.ts";
+import { withFlags } from "./flags.ts";
 import type { LoadedModel } from "./library.ts";
 
 /** Counts of a run. */

@@ -4,7 +4,8 @@
  * @module
  */
 import type { GenerateOptions, SamplingOptions } from "../serving/request.ts";
-import { debugLevel, UsageError, withFlags } from "./errors.ts";
+import { debugLevel, UsageError } from "./errors.ts";
+import { withFlags } from "./flags.ts";
 import type { CommandContext } from "./context.ts";
 import type { LoadedModel, LoadOptions } from "./library.ts";
 import type { Options } from "./options.ts";

@@ -1,6 +1,7 @@
 /** Which form attention takes, by device and batch. */
 import { assertEquals } from "@std/assert";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu, withCaps } from "../tensor/device_testing.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { buffer } from "../tensor/node.ts";
 import { compile } from "../tensor/program.ts";
@@ -25,9 +26,7 @@ async function attended(device: Device, setting: AttentionSetting): Promise<{ di
 }
 
 Deno.test("a GPU splits the contexts of few queries, with the same bits; a CPU device never does", async () => {
-  const cpu = await openDevice();
-  const asCpu = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: true }, Infinity, true);
-  const asGpu = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false }, Infinity, true);
+  const device = await openDevice(), cpu = withCaps(device, { cpu: true }), gpu = asGpu(device);
   const decode: AttentionSetting = {
     ...{ sequences: [[1, 300], [1, 140]], kvHeads: 2, group: 3, headDim: 16, blockSize: 16, pool: "f32", padding: 0 },
   };
@@ -37,9 +36,9 @@ Deno.test("a GPU splits the contexts of few queries, with the same bits; a CPU d
     [{ ...decode, sequences: [[40, 300]] }, 1], // a prompt
   ];
   for (const [setting, dispatches] of cases) {
-    const plain = await attended(asCpu, setting), chosen = await attended(asGpu, setting);
+    const plain = await attended(cpu, setting), chosen = await attended(gpu, setting);
     assertEquals([plain.dispatches, chosen.dispatches], [1, dispatches]);
     assertEquals(chosen.values, plain.values);
   }
-  cpu.close();
+  device.close();
 });

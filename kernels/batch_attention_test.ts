@@ -1,6 +1,7 @@
 /** Attention of many sequences, a token each: what the exact path gives but for rounding, in floats and codes. */
 import { assert, assertEquals } from "@std/assert";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { Sym } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { buffer, input } from "../tensor/node.ts";
@@ -101,9 +102,7 @@ async function run(
 /** The device with the choices of a GPU, or none where it lacks what the kernel needs. */
 async function openAsGpu(): Promise<Device | undefined> {
   const device = await openDevice();
-  if (device.caps.subgroups && device.caps.f16) {
-    return new Device(device.gpu, device.info, { ...device.caps, cpu: false }, Infinity, true);
-  }
+  if (device.caps.subgroups && device.caps.f16) return asGpu(device);
   device.close();
 }
 

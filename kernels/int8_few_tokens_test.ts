@@ -1,6 +1,7 @@
 /** Int8 products of a few tokens in the forms of programs whose dispatches can be joined: what decoding a few sequences runs. */
 import { assert, assertEquals } from "@std/assert";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { Sym } from "../tensor/dim.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import { buffer, input, map, type Node, slice } from "../tensor/node.ts";
@@ -15,11 +16,6 @@ import { type Int8Form, int8Form } from "./int8_variants.ts";
 import { quantise32, rmsNormQuantise32 } from "./quantise.ts";
 import { seededRandom } from "./random.ts";
 import type { Weight } from "./weight_format.ts";
-
-/** A device whose kernels take the forms that they have on GPUs. */
-function asGpu({ gpu, info, caps }: Device): Device {
-  return new Device(gpu, info, { ...caps, cpu: false, int64: false }, Infinity, true);
-}
 
 /** A random size of a product, and whether it is gated. */
 type Size = readonly [tokens: number, rows: number, columns: number, gate: boolean];

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Device, openDevice } from "../tensor/device.ts";
+import { openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { Sym } from "../tensor/dim.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import { buffer, input, kernelNode, map, slice } from "../tensor/node.ts";
@@ -68,13 +69,13 @@ Deno.test("outputs stored in codes are those of quantising the outputs, bit for 
 
 Deno.test("a product that gives the best of its tiles draws the tokens that its logits do", async () => {
   const device = await openDevice(), vocabulary = 16500, { weight, release } = weightOf(vocabulary, 64, 6);
-  const asGpu = new Device(device.gpu, device.info, gpuCaps(device.caps), Infinity, true);
+  const gpu = asGpu(device);
   const x = Float32Array.from({ length: 41 * 64 }, () => Math.random() - 0.5), sizes = { tokens: 41 }, drawn = [];
   // Eight invocations have a token, as many as the smallest subgroups.
   const kernel = int8Kernel(() => ({ kind: "tile", tokens: 32, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 }));
   try {
     for (const rules of [undefined, []]) {
-      using program = compile(asGpu, () => {
+      using program = compile(gpu, () => {
         const { codes, scales } = quantise32(input("x", "f32", [new Sym("tokens", 130), 64]));
         return argmax(kernelNode(kernel, [codes, scales, ...weight.tensors], { format: fourBits }));
       }, rules && { rules });
@@ -167,15 +168,14 @@ Deno.test("weights without an int8 product go the exact way, and are refused whe
 Deno.test("a product that merges attention's tiles has the bits of one that is given codes", async () => {
   const setting = { kvHeads: 2, group: 7, headDim: 64, blockSize: 16, pool: "f16", padding: 0 } as const;
   for (const disable of [[], ["subgroups"]] as const) {
-    const device = await openDevice({ disable }),
-      asGpu = new Device(device.gpu, device.info, gpuCaps(device.caps), Infinity, true);
+    const device = await openDevice({ disable }), gpu = asGpu(device);
     for (const context of [1, 129, 700]) {
       const call = attentionCall({ ...setting, sequences: [[1, context]] }, seededRandom(context));
       const { weight, release } = weightOf(70, 896, 5);
       const storages = call.inputs.map((i, n) => new Storage(i.dtype, i.shape, i.data.slice(), `input ${n}`));
       const results = [];
       for (const [options, dispatches] of [[{}, 2], [{ rules: [] }, 4]] as const) {
-        using program = compile(asGpu, () => {
+        using program = compile(gpu, () => {
           const [q, keys, values, queryStart, contextLens, blockTables] = storages.map((storage) => buffer(storage));
           const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };
           const { blockSize, scale } = call.params;

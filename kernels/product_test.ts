@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { Device, openDevice } from "../tensor/device.ts";
+import { openDevice } from "../tensor/device.ts";
+import { withCaps } from "../tensor/device_testing.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { input } from "../tensor/node.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
@@ -23,8 +24,7 @@ const products: readonly (ProductParams & { readonly columns: number })[] = [
 for (const cpu of [true, false]) {
   for (const disable of cpu ? [[] as const] : [[], ["subgroups"]] as const) {
     Deno.test(`all forms for a ${cpu ? "CPU" : "GPU"} without [${disable}] add a row in one order`, async () => {
-      const plain = await openDevice({ disable });
-      const device = new Device(plain.gpu, plain.info, { ...plain.caps, cpu }, Infinity, true);
+      const plain = await openDevice({ disable }), device = withCaps(plain, { cpu });
       const [one, ...many] = productVariants.filter((form) => form.cpu === cpu);
       for (const { columns, ...params } of disable.length > 0 ? products.slice(0, 1) : products) {
         const rows = 6, tokens = 9, kind = params.format.kind;

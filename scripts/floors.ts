@@ -48,7 +48,7 @@ export function floorViolation(importer: string, imported: string): string | und
 /** Whether `file` must do without the `Deno` global. */
 export function mustRunInBrowser(file: string): boolean {
   return portable.some((place) => file.startsWith(place)) && !file.startsWith("model/deno/") &&
-    !/_(test|bench)\.ts$/.test(file);
+    !/_(test|testing|bench)\.ts$/.test(file);
 }
 
 /** The file that `specifier` means in `importer`, from the repository's root; `undefined` for another package. */

@@ -56,7 +56,7 @@ Deno.test("portable: tensor/, kernels/ and model/ leave Deno alone, but for mode
     `${file} uses the Deno global, and is to run in a browser: take a Source, or move it to model/deno/`;
   assertEquals(lint("model/source.ts", `await Deno.readFile("a");`), [message("model/source.ts")]);
   assertEquals(lint("tensor/a.ts", `globalThis.Deno;`), [message("tensor/a.ts")]);
-  for (const file of ["model/deno/file.ts", "tensor/a_test.ts", "serving/http.ts", "cli.ts"]) {
+  for (const file of ["model/deno/file.ts", "tensor/a_test.ts", "tensor/a_testing.ts", "serving/http.ts", "cli.ts"]) {
     assertEquals(mustRunInBrowser(file), false, file);
     assertEquals(lint(file, `Deno.exit(0);`), [], file);
   }

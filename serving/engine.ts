@@ -87,8 +87,12 @@ export class Engine implements EngineClient {
     this.#lookAhead = new LookAhead({ scheduler: this.scheduler, runner, maxSteps, detailsOf });
   }
 
-  addRequest(asked: EngineRequest, sink: OutputSink): void {
+  checkOpen(): void {
     if (this.#closed) throw this.#closed;
+  }
+
+  addRequest(asked: EngineRequest, sink: OutputSink): void {
+    this.checkOpen();
     const { id } = asked;
     if (this.#requests.has(id)) throw new Error(`Cannot take request ${id}: one of that number is not over`);
     const request: Request = { id, asked, sink, arrived: performance.now(), samples: new Map(), queuedMs: undefined };
@@ -175,7 +179,7 @@ export class Engine implements EngineClient {
       while (this.#hasWork) {
         await turns.next();
         try {
-          if (this.#closed) throw this.#closed;
+          this.checkOpen();
           await this.step();
         } catch (cause) {
           this.#failAll(cause instanceof Error ? cause : new Error(String(cause)));

@@ -89,7 +89,7 @@ function submit(engine: Engine, prompt: number[], options: SamplingOptions & { s
   const generation = new Generation({ promptTokens: prompt.length, parameters, abort, signal: options.signal });
   const { sampling, maxTokens, stopTokenIds, n, logprobs, priority } = parameters;
   const request: EngineRequest = { id, prompt, sampling, maxTokens, stopTokenIds, n, priority };
-  generation.start((sink) => engine.addRequest({ ...request, ...(logprobs !== undefined && { logprobs }) }, sink));
+  generation.start(engine, { ...request, ...(logprobs !== undefined && { logprobs }) });
   return generation;
 }
 
@@ -252,6 +252,7 @@ Deno.test("a closed engine ends what runs and takes nothing more", async () => {
   await engine.close(new Error("closed"));
   await rejected;
   assertThrows(() => submit(engine, [1], {}), Error, "closed");
+  assertThrows(() => submit(engine, [1], { signal: AbortSignal.abort() }), Error, "closed");
   await assertRejects(() => engine.logits([1], () => {}), Error, "closed");
   await assertIdle(engine);
 });

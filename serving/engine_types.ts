@@ -100,6 +100,12 @@ export type LogitsSink = (first: number, logits: Float32Array<ArrayBuffer>) => v
 /** An engine, wherever it runs. */
 export interface EngineClient {
   /**
+   * Passes while the engine takes requests.
+   *
+   * @throws {Error} what {@linkcode addRequest} throws, if the engine is closed.
+   */
+  checkOpen(): void;
+  /**
    * Takes a request.
    *
    * @param sink Told what is new, the error of a request that cannot be computed too: it concerns that request alone. After the last

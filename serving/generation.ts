@@ -5,7 +5,7 @@
  */
 import { StreamingDetokenizer } from "../model/detokenizer.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
-import type { EngineOutput, OutputSink } from "./engine_types.ts";
+import type { EngineClient, EngineOutput, EngineRequest, OutputSink } from "./engine_types.ts";
 import type { GenerationParameters } from "./parameters.ts";
 import type { Chunk, Timings } from "./request.ts";
 import { StopStrings } from "./stop_strings.ts";
@@ -62,11 +62,19 @@ export class Generation implements OutputSink {
     this.retired = new Promise((resolve) => this.#retire = resolve);
   }
 
-  /** Hands it to the engine, and lets its signal end it from then on. Where that is aborted already, the engine hears nothing of it. */
-  start(addRequest: (sink: OutputSink) => void): void {
+  /**
+   * Hands it to the engine as `request`, and lets its signal end it from then on. Where that is aborted already, the engine is not
+   * given it.
+   *
+   * @throws {Error} if the engine is closed, whether or not the signal is aborted.
+   */
+  start(engine: Pick<EngineClient, "checkOpen" | "addRequest">, request: EngineRequest): void {
     const { signal } = this.#request;
-    if (signal?.aborted) return this.#endUnstarted();
-    addRequest(this);
+    if (signal?.aborted) {
+      engine.checkOpen();
+      return this.#endUnstarted();
+    }
+    engine.addRequest(request, this);
     signal?.addEventListener("abort", this.#onAbort);
   }
 

@@ -170,7 +170,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
     const alternatives = logprobs === undefined ? {} : { logprobs };
     const salt = cacheSalt === undefined ? {} : { cacheSalt };
     const request = { id, prompt, sampling, maxTokens, stopTokenIds, n, priority, ...alternatives, ...salt };
-    submitted.start((sink) => this.engine.addRequest(request, sink));
+    submitted.start(this.engine, request);
     return submitted;
   }
 

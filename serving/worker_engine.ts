@@ -183,8 +183,12 @@ export class WorkerEngine implements EngineClient {
     return loaded;
   }
 
-  addRequest(request: EngineRequest, sink: OutputSink): void {
+  checkOpen(): void {
     if (this.#failure) throw this.#failure;
+  }
+
+  addRequest(request: EngineRequest, sink: OutputSink): void {
+    this.checkOpen();
     const { id } = request;
     if (this.#sinks.has(id)) throw new Error(`Cannot take request ${id}: one of that number is not over`);
     this.#sinks.set(id, { sink, open: request.n });

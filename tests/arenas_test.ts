@@ -1,5 +1,6 @@
 /** Programs that share the memory of their results compute what they would alone, one after another. */
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import { asGpu } from "../tensor/device_testing.ts";
 import {
   Arenas,
   compile,
@@ -15,7 +16,6 @@ import {
   reshape,
   Sym,
 } from "../tensor/mod.ts";
-import { asGpu } from "./devices.ts";
 
 /** Rows at the places of their greatest elements, a few times over: each time needs memory for all of it. */
 function chain(device: Device, rows: number, arenas?: Arenas): Program {

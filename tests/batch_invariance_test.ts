@@ -26,12 +26,12 @@ import { sequenceBuckets, tokenBuckets } from "../serving/buckets.ts";
 import type { Scheduled } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
 import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { maxOf, Sym } from "../tensor/dim.ts";
 import type { DType, HostArray } from "../tensor/dtype.ts";
 import { buffer, input, map, type Node, slice } from "../tensor/node.ts";
 import { compile, type Program } from "../tensor/program.ts";
 import { Storage } from "../tensor/storage.ts";
-import { asGpu } from "./devices.ts";
 
 const STORIES = `${import.meta.dirname}/../model/assets/stories`;
 const TINY = `${import.meta.dirname}/fixtures/mlx/qwen2-tiny-4bit`;

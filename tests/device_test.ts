@@ -3,6 +3,7 @@
  * values are missing. And read-back, by its fast path and without it.
  */
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { deviceTests } from "../tensor/device_testing.ts";
 import {
   assign,
   buffer,
@@ -29,7 +30,6 @@ import {
   wrapDevice,
 } from "../tensor/mod.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
-import { deviceTests } from "./devices.ts";
 
 const deviceTest = deviceTests("device");
 

@@ -11,6 +11,7 @@ import { quantise32 } from "../kernels/quantise.ts";
 import { batchInputs } from "../model/batch.ts";
 import { forward } from "../model/decoder.ts";
 import { KvCache } from "../model/kv_cache.ts";
+import { deviceTests } from "../tensor/device_testing.ts";
 import {
   assign,
   buffer,
@@ -28,7 +29,6 @@ import {
   Storage,
   Tensor,
 } from "../tensor/mod.ts";
-import { deviceTests } from "./devices.ts";
 
 type Build = () => Node | readonly Node[];
 

@@ -146,8 +146,10 @@ const STORY: Readonly<Record<string, (model: Story) => Promise<void>>> = {
       Error,
       "1025 tokens do not fit a context of 1024. Shorten them: the model cannot take more",
     );
-    await assertRejects(() => model.complete({ prompt: "" }), Error, "prompt is empty");
-    await assertRejects(() => model.complete({ prompt: "a", topP: 2 }), RangeError, "topP is 2");
+    for (const signal of [{}, { signal: AbortSignal.abort() }]) {
+      await assertRejects(() => model.complete({ prompt: "", ...signal }), Error, "prompt is empty");
+      await assertRejects(() => model.complete({ prompt: "a", topP: 2, ...signal }), RangeError, "topP is 2");
+    }
   },
 };
 
@@ -247,7 +249,9 @@ Deno.test("a model on the caller's device leaves it as it was", async () => {
   await model.dispose();
   await rejected;
   assertEquals([...alive].map((buffer) => buffer.label), []);
-  await assertRejects(() => model.complete({ tokens: [1] }), Error, "it was disposed");
+  for (const signal of [{}, { signal: AbortSignal.abort() }]) {
+    await assertRejects(() => model.complete({ tokens: [1], ...signal }), Error, "it was disposed");
+  }
   gpu.destroy();
 });
 

@@ -14,7 +14,7 @@ import { makeEngine } from "../serving/load_engine.ts";
 import type { TokenLogprob } from "../serving/request.ts";
 import type { SequenceSampling } from "../serving/sequence.ts";
 import { openDevice } from "../tensor/device.ts";
-import { asGpu } from "./devices.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 
 const TINY = `${import.meta.dirname}/fixtures/models/qwen3-tiny`;
 const STORIES = `${import.meta.dirname}/../model/assets/stories`;

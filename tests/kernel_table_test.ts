@@ -6,11 +6,11 @@ import { assertEquals } from "@std/assert";
 import { seededRandom } from "../kernels/random.ts";
 import type { CaseCall, KernelCase } from "../kernels/spec.ts";
 import { type Device, type Feature, openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { formatShape } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { runKernel } from "../tensor/run_kernel.ts";
 import { KERNEL_CASES } from "./kernel_table.ts";
-import { asGpu } from "./devices.ts";
 
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";
 const FIRST_SEED = LONG ? crypto.getRandomValues(new Uint32Array(1))[0]! : 1;

@@ -8,6 +8,7 @@ import { linear } from "../kernels/quantised_matmul.ts";
 import { seededRandom } from "../kernels/random.ts";
 import { randomWeight } from "../kernels/random_product.ts";
 import type { Weight, WeightFormat } from "../kernels/weight_format.ts";
+import { asGpu, deviceTests, withCaps } from "../tensor/device_testing.ts";
 import {
   assign,
   buffer,
@@ -24,7 +25,6 @@ import {
   Storage,
   Sym,
 } from "../tensor/mod.ts";
-import { asGpu, deviceTests, withCaps } from "./devices.ts";
 
 const deviceTest = deviceTests("program");
 

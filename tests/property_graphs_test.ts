@@ -4,10 +4,10 @@
  */
 import fc from "fast-check";
 import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { formatGraph } from "../tensor/format.ts";
 import { compile } from "../tensor/program.ts";
 import { buildGraph, type RandomGraph, type Recipe, recipes, runsOf } from "./random_graph.ts";
-import { asGpu } from "./devices.ts";
 
 const BATCH = 10;
 const LONG = Deno.env.get("TINYLLM_LONG") === "1";

@@ -16,7 +16,7 @@ import { Runner } from "../serving/runner.ts";
 import type { Scheduled, ScheduledStep } from "../serving/scheduled_step.ts";
 import { Sequence } from "../serving/sequence.ts";
 import { type Device, openDevice } from "../tensor/device.ts";
-import { asGpu } from "./devices.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 
 const TINY = `${import.meta.dirname}/fixtures/models/qwen3-tiny`;
 const STORIES = `${import.meta.dirname}/../model/assets/stories`;

@@ -1,6 +1,7 @@
 /** Runs that are submitted together compute what they compute one by one, and cost a submission. */
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { seededRandom } from "../kernels/random.ts";
+import { deviceTests } from "../tensor/device_testing.ts";
 import {
   assign,
   buffer,
@@ -18,7 +19,6 @@ import {
   Submission,
   Sym,
 } from "../tensor/mod.ts";
-import { deviceTests } from "./devices.ts";
 
 const deviceTest = deviceTests("submission");
 

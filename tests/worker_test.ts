@@ -34,6 +34,14 @@ Deno.test("what is aborted before it is asked for is not computed in the other t
   assertEquals(model.stats().promptTokens, 3);
 });
 
+Deno.test("a disposed model says so in the other thread too, to what is aborted already as well", async () => {
+  const model = await loadModel(TINY);
+  await model.dispose();
+  for (const signal of [{}, { signal: AbortSignal.abort() }]) {
+    await assertRejects(() => model.complete({ ...REQUEST, ...signal }), Error, "it was disposed");
+  }
+});
+
 Deno.test("the caller's thread is free while the engine works", async () => {
   await using model = await loadModel(TINY);
   let turns = 0;
