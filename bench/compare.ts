@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { runBench, UsageError } from "./arguments.ts";
+import { BenchArguments, runBench, UsageError } from "./arguments.ts";
 import { readResults } from "./result.ts";
 import type { Summary } from "./statistics.ts";
 import { formatNumber, formatTable } from "./table.ts";
@@ -192,13 +192,15 @@ function verdictText({ verdict, samples }: Comparison): string {
   return samples === 1 ? "one run: not judged" : `${samples} measurements: not judged`;
 }
 
-async function main([a, b, ...more]: readonly string[]): Promise<void> {
-  if (a === undefined || b === undefined || more.length > 0) {
+async function main(args: readonly string[]): Promise<void> {
+  const flags = new BenchArguments(args), [a, b] = flags.words;
+  flags.check(2);
+  if (a === undefined || b === undefined) {
     throw new UsageError("Give two files of results: bench:compare A B");
   }
   const before = await readResults(a), after = await readResults(b), comparisons = compareResults(before, after);
   if (comparisons.length === 0) {
-    throw new UsageError(`Cannot compare: no line of "${b}" measured what one of "${a}" did`);
+    throw new Error(`Cannot compare: no line of "${b}" measured what one of "${a}" did`);
   }
   console.log(`${comparisonHead(before, after)}\n\n${comparisonTable(comparisons)}`);
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { runBench, UsageError } from "./arguments.ts";
+import { BenchArguments, readInput, runBench, UsageError } from "./arguments.ts";
 import { loadModel, type Model } from "../mod.ts";
 
 const USAGE = `deno task eval:precision MODEL TEXT [--tokens=2000]
@@ -76,15 +76,15 @@ async function compare(exact: Model, fast: Model, ids: readonly number[], window
 }
 
 async function idsOf(model: Model, file: string): Promise<number[]> {
-  const text = await Deno.readTextFile(file);
+  const text = await readInput(file);
   if (file.endsWith(".json")) return (JSON.parse(text) as { ids: number[] }).ids;
   return model.tokenizer!.encode(text);
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  const [source, file] = args.filter((arg) => !arg.startsWith("--"));
-  if (!source || !file) throw new UsageError(`Usage: ${USAGE}`);
-  const most = Number(args.find((arg) => arg.startsWith("--tokens="))?.slice(9) ?? 2000);
+  const flags = new BenchArguments(args), [source, file] = flags.words, most = flags.number("tokens", 2000);
+  flags.check(2);
+  if (!source || !file) throw new UsageError("Give a model and a text: eval:precision MODEL TEXT");
   const name = source === "-" ? undefined : source, options = { kvDtype: "f16", contextLength: 1024 } as const;
   await using exact = await loadModel(name, { ...options, precision: "exact" });
   await using fast = await loadModel(name, { ...options, precision: "fast" });

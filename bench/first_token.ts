@@ -7,8 +7,7 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli";
-import { runBench, UsageError } from "./arguments.ts";
+import { BenchArguments, runBench } from "./arguments.ts";
 
 const USAGE = "deno task bench:first-token [--cold] [--runs=5] [model]";
 
@@ -29,7 +28,9 @@ async function firstByteMilliseconds(model: readonly string[], environment: Reco
   while (!(await reader.read()).done);
   const errors = await child.stderr.text();
   const { code } = await child.status;
-  if (code !== 0 || first.done) throw new Error(`Cannot time the first token: generate ended with ${code}: ${errors}`);
+  if (code !== 0 || first.done) {
+    throw new Error(`Cannot time the first token: generate ended with ${code}: ${errors.replace(/^error: /, "")}`);
+  }
   return elapsed;
 }
 
@@ -56,17 +57,13 @@ async function findDenoDir(): Promise<string> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  const { cold, runs, _: [name] } = parseArgs([...args], {
-    boolean: ["cold"],
-    string: ["runs", "_"],
-    default: { runs: "5" },
-  });
-  if (!(Number(runs) >= 1)) throw new UsageError(`Cannot time ${runs} runs: give --runs=N with N of at least 1`);
+  const flags = new BenchArguments(args), cold = flags.on("cold"), runs = flags.number("runs", 5), [name] = flags.words;
+  flags.check(1);
   const model = name === undefined ? [] : ["-m", name];
   const denoDir = cold ? await findDenoDir() : "";
   if (!cold) await firstByteMilliseconds(model, {}); // leaves the caches warm
   const times: number[] = [];
-  for (let run = 0; run < Number(runs); run++) {
+  for (let run = 0; run < runs; run++) {
     times.push(cold ? await coldMilliseconds(model, denoDir) : await firstByteMilliseconds(model, {}));
   }
   times.sort((a, b) => a - b);

@@ -66,7 +66,9 @@ function subtitleOf(results: readonly StepResult[]): string {
 async function main(args: readonly string[]): Promise<void> {
   const flags = new BenchArguments(args), stem = flags.text("out") ?? flags.words[0]?.replace(/\.jsonl$/, "");
   flags.check();
-  if (stem === undefined) throw new UsageError("Give files of results: bench:plot bench/results/FILE.jsonl");
+  if (stem === undefined || flags.words.length === 0) {
+    throw new UsageError("Give files of results: bench:plot bench/results/FILE.jsonl");
+  }
   const lines = (await Promise.all(flags.words.map(readResults))).flat();
   const steps = lines.filter((line) => "stepMs" in line && !("kind" in line)) as unknown as StepResult[];
   let drawn = 0;
@@ -88,7 +90,7 @@ async function main(args: readonly string[]): Promise<void> {
   const serving = lines.filter(({ bench }) => bench === "serve") as unknown as ServeResult[];
   for (const path of await plotServing(stem, serving)) tell(path);
   if (drawn > 0) return;
-  throw new UsageError(
+  throw new Error(
     `Nothing to draw in ${
       flags.words.join(", ")
     }: plots are of several contexts, of results with --profile, and of serving`,

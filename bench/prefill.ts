@@ -6,9 +6,14 @@
 import { runBench } from "./arguments.ts";
 import { runStepBench } from "./step_report.ts";
 
-const USAGE = `deno task bench:prefill [shape …] [--precision=exact] [--tokens=512,4096] [--chunk=TOKENS] [--steps=16]
-    [--profile] [--out=FILE]`;
+const USAGE = `deno task bench:prefill [shape …] [--precision=exact] [--tokens=512,4096] [--chunk=TOKENS] [--batch=1]
+    [--steps=16] [--profile] [--out=FILE]`;
 
 if (import.meta.main) {
-  await runBench(USAGE, (args) => runStepBench("prefill", args, { tokens: 512, context: 0, steps: 16 }));
+  await runBench(USAGE, (args) =>
+    runStepBench("prefill", args, (flags) => ({
+      sizes: flags.numbers("tokens", [512]).map((tokens) => ({ tokens, context: tokens })),
+      steps: flags.number("steps", 16),
+      chunk: flags.number("chunk"),
+    })));
 }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { readInput } from "./arguments.ts";
 
 /** What every result has. */
 export interface Result {
@@ -52,8 +53,16 @@ function rounded(_key: string, value: unknown): unknown {
   return typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(5)) : value;
 }
 
-/** Reads the lines of a file of results. */
+/**
+ * Reads the lines of a file of results.
+ *
+ * @throws naming the file, where it is not there or has a line that was cut off.
+ */
 export async function readResults(path: string): Promise<Record<string, unknown>[]> {
-  const text = await Deno.readTextFile(path);
-  return text.split("\n").filter((line) => line.startsWith("{")).map((line) => JSON.parse(line));
+  const lines = (await readInput(path)).split("\n").filter((line) => line.startsWith("{"));
+  try {
+    return lines.map((line) => JSON.parse(line));
+  } catch (cause) {
+    throw new Error(`Cannot read "${path}": it has a line that is no JSON (${(cause as Error).message})`, { cause });
+  }
 }

@@ -57,14 +57,14 @@ function optionsOf(flags: BenchArguments, cpu: boolean): ServeOptions {
     precision: flags.choice("precision", cpu ? ["exact", "fast"] : ["fast", "exact"]),
     context: flags.number("context", cpu ? 64 : 512),
     steps: flags.number("steps", cpu ? 16 : 128),
-    scale: flags.number("scale", cpu ? 1 / 16 : 1),
-    requests: flags.has("requests") ? flags.number("requests", 0) : cpu ? 16 : undefined,
-    rate: flags.number("rate", Infinity),
-    seed: flags.number("seed", 0),
+    scale: flags.number("scale", cpu ? 1 / 16 : 1, "number above 0"),
+    requests: flags.number("requests", cpu ? 16 : undefined),
+    rate: flags.number("rate", Infinity, "number above 0"),
+    seed: flags.number("seed", 0, "whole number of at least 0"),
     maxNumSeqs,
     maxNumBatchedTokens: flags.number("max-num-batched-tokens", 512),
-    poolTokens: flags.has("pool") ? flags.number("pool", 0) : undefined,
-    prefixCache: !flags.has("no-prefix-cache"),
+    poolTokens: flags.number("pool"),
+    prefixCache: !flags.on("no-prefix-cache"),
   };
 }
 
@@ -72,7 +72,7 @@ async function main(args: readonly string[]): Promise<void> {
   const flags = new BenchArguments(args);
   const device = await openDevice();
   const options = optionsOf(flags, device.caps.cpu), plan = planOf(flags, device.caps.cpu);
-  const out = flags.text("out"), seconds = flags.number("seconds", 300);
+  const out = flags.text("out"), seconds = flags.number("seconds", 300, "number above 0");
   flags.check(shapeNames);
   const results = new Results<ServeResult>("serve", device.info.description, args, out);
   const end = performance.now() + 1000 * seconds;

@@ -13,34 +13,40 @@ import { Results } from "./result.ts";
 import type { RoleTime } from "./roles.ts";
 import { chooseStepLimits } from "../serving/memory.ts";
 import { shapeConfig, type ShapeName, shapeNames } from "./shapes.ts";
-import { STEP_TOKENS } from "./step_engine.ts";
-import { type StepResult, timeStep } from "./step.ts";
+import { type StepOptions, type StepResult, timeStep } from "./step.ts";
 import { formatNumber as show, formatTable } from "./table.ts";
 
-/** What a bench times unless told otherwise. */
-export interface StepDefaults {
-  readonly tokens: number;
-  /** At least as many as `tokens` are taken. */
-  readonly context: number;
+/** What a bench times of each shape, at each batch size. */
+export interface StepPlan {
+  /** Tokens of a sequence in the step, and its positions after. */
+  readonly sizes: readonly Pick<StepOptions, "tokens" | "context">[];
   readonly steps: number;
+  /** Most tokens of a step of the engine; what it chooses for the shape where undefined. */
+  readonly chunk: number | undefined;
 }
 
-/** Times each shape named, the story model unless any is; at each context and batch size asked for. */
-export async function runStepBench(bench: string, args: readonly string[], defaults: StepDefaults): Promise<void> {
+/**
+ * Times each shape named, the story model unless any is; at each size and batch size asked for.
+ *
+ * @param planOf Reads the flags that this bench alone has.
+ */
+export async function runStepBench(
+  bench: string,
+  args: readonly string[],
+  planOf: (flags: BenchArguments) => StepPlan,
+): Promise<void> {
   const flags = new BenchArguments(args);
-  const precision = flags.choice<Precision>("precision", ["exact", "fast"]), profile = flags.has("profile");
-  const lengths = flags.numbers("tokens", [defaults.tokens]), steps = flags.number("steps", defaults.steps);
-  const contexts = flags.numbers("context", [defaults.context]), batches = flags.numbers("batch", [1]);
-  const asked = flags.numbers("chunk", [])[0], out = flags.text("out");
+  const precision = flags.choice<Precision>("precision", ["exact", "fast"]), profile = flags.on("profile");
+  const { sizes, steps, ...plan } = planOf(flags), batches = flags.numbers("batch", [1]), out = flags.text("out");
   flags.check(shapeNames);
   const shapes = flags.words.length > 0 ? flags.words as ShapeName[] : ["stories" as const];
   const device = await openDevice(), ceilings = await measureCeilings(device);
   const results = new Results<StepResult>(bench, device.info.description, args, out);
   for (const shape of shapes) {
     const { maxNumBatchedTokens } = chooseStepLimits({}, device.caps.cpu, shapeConfig(shape));
-    const chunk = asked ?? (defaults.tokens > 1 ? maxNumBatchedTokens : STEP_TOKENS);
+    const chunk = plan.chunk ?? maxNumBatchedTokens;
     for (const batch of batches) {
-      for (const [tokens, context] of stepSizes(lengths, contexts)) {
+      for (const { tokens, context } of sizes) {
         const result = results.add(
           await timeStep(device, { shape, precision, batch, tokens, context, chunk, steps, profile }, ceilings),
         );
@@ -52,13 +58,6 @@ export async function runStepBench(bench: string, args: readonly string[], defau
   }
   device.close();
   console.error(stepTable(results.all));
-}
-
-/** Each number of tokens at each context that has room for them. */
-function stepSizes(lengths: readonly number[], contexts: readonly number[]): [tokens: number, context: number][] {
-  return lengths.flatMap((tokens) => {
-    return contexts.map((context): [number, number] => [tokens, Math.max(tokens, context)]);
-  });
 }
 
 /** A row a measurement. */

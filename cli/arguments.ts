@@ -5,6 +5,7 @@
  */
 import { UsageError } from "./errors.ts";
 import { nearest } from "../serving/nearest.ts";
+import { SAMPLING_FIELDS } from "../serving/openai_request.ts";
 import { type CommandName, type NamedOption, OPTION_ROWS, type Options, variableOf } from "./options.ts";
 import { readSwitch } from "./values.ts";
 
@@ -102,6 +103,10 @@ function unknownFlag(command: CommandName | undefined, name: string): UsageError
   const letter = BY_NAME.get(name.slice(0, 2));
   if (!name.startsWith("--") && letter?.value) {
     return new UsageError(`Unknown flag ${name}: did you mean ${name.slice(0, 2)} ${name.slice(2)}?`);
+  }
+  const field = name.replace(/^--/, "").replaceAll("-", "_");
+  if (name.startsWith("--") && SAMPLING_FIELDS.includes(field)) {
+    return new UsageError(`Unknown flag ${name}: write "${field}" into the body of a request, and run tinyllm batch`);
   }
   const near = nearest(name, rows.flatMap(spellings).filter((spelling) => spelling.startsWith("--")));
   const remedy = near === undefined ? "text that begins with a dash goes behind --" : `did you mean ${near}?`;

@@ -63,7 +63,8 @@ async function readInput({ options, terminal }: CommandContext, path: string): P
   const models = ["default", ...(options.model === undefined ? [] : [options.model])];
   const lines = readBatch(text, models);
   if (lines.requests.length + lines.refused.length > 0) return lines;
-  throw new Error(`Cannot run "${path}": it has no line. Write one request a line, in OpenAI's batch format`);
+  const name = path === "-" ? "standard input" : `"${path}"`;
+  throw new Error(`Cannot run ${name}: it has no line. Write one request a line, in OpenAI's batch format`);
 }
 
 /** Says what is skipped and what is wrong before the wait begins. */

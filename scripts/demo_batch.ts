@@ -1,13 +1,16 @@
 /**
  * Continuous batching to look at: 16 prompts over 5 slots. A line of the terminal is a slot; as soon as a story ends, the next
- * prompt takes its place, while the others go on. Usage: `deno task demo:batch [MODEL]`
+ * prompt takes its place, while the others go on.
  *
  * @module
  */
+import { BenchArguments, runBench } from "../bench/arguments.ts";
 import { loadModel } from "../mod.ts";
 import type { Model } from "../mod.ts";
 import { Panel } from "../cli/progress.ts";
 import { denoTerminal, type Terminal } from "../cli/terminal.ts";
+
+const USAGE = "deno task demo:batch [MODEL]";
 
 const SLOTS = 5;
 /** Of different lengths, so that slots come free one by one. */
@@ -94,7 +97,11 @@ async function play(terminal: Terminal, model: Model): Promise<void> {
   );
 }
 
-if (import.meta.main) {
-  await using model = await loadModel(Deno.args[0], { maxNumSeqs: SLOTS });
+async function main(args: readonly string[]): Promise<void> {
+  const flags = new BenchArguments(args);
+  flags.check(1);
+  await using model = await loadModel(flags.words[0], { maxNumSeqs: SLOTS });
   await play(denoTerminal(), model);
 }
+
+if (import.meta.main) await runBench(USAGE, main);

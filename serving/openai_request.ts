@@ -11,6 +11,7 @@
 import { z } from "zod";
 import type { ChatMessage } from "../model/chat_template.ts";
 import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
+import { nearest } from "./nearest.ts";
 import type { GenerateOptions, SamplingOptions } from "./request.ts";
 
 /** Whether a request is a conversation or plain text. */
@@ -73,8 +74,8 @@ const ACCOUNTING = {
   parallel_tool_calls: z.unknown().optional(),
 };
 
-const SHARED = {
-  model: z.string().nullish(),
+/** Says how to draw an answer, or when. */
+const SAMPLING = {
   max_tokens: whole(1).nullish(),
   temperature: finite.min(0, "give a number from 0 (greedy)").nullish(),
   top_p: finite.gt(0, "give a number above 0, up to 1").max(1, "give a number above 0, up to 1").nullish(),
@@ -91,6 +92,19 @@ const SHARED = {
   n: whole(1, MOST_ANSWERS).nullish(),
   priority: whole(Number.MIN_SAFE_INTEGER).nullish(),
   cache_salt: text.nullish(),
+};
+
+const CHAT_LOGPROBS = {
+  logprobs: z.boolean().nullish(),
+  top_logprobs: whole(0, MAX_TOP_LOGPROBS).nullish(),
+};
+
+/** Fields of a body that say how to draw an answer, or when, and what to tell of it. */
+export const SAMPLING_FIELDS: readonly string[] = Object.keys({ ...SAMPLING, ...CHAT_LOGPROBS });
+
+const SHARED = {
+  ...SAMPLING,
+  model: z.string().nullish(),
   stream: z.literal(false, "a batch is not streamed: leave it out").nullish(),
   ...ACCOUNTING,
 };
@@ -112,8 +126,7 @@ const CHAT = z.strictObject({
   ...SHARED,
   messages: z.array(MESSAGE).min(1, "give at least one message"),
   max_completion_tokens: whole(1).nullish(),
-  logprobs: z.boolean().nullish(),
-  top_logprobs: whole(0, MAX_TOP_LOGPROBS).nullish(),
+  ...CHAT_LOGPROBS,
   response_format: z.looseObject({ type: z.literal("text", 'only "text" is supported') }).nullish(),
 });
 
@@ -217,13 +230,15 @@ function promptsOf(prompt: z.infer<typeof COMPLETION>["prompt"]): OpenAiRequest[
   return prompt.map((item) => typeof item === "string" ? { prompt: item } : { tokens: item });
 }
 
-function check<T>(schema: z.ZodType<T>, body: unknown): T {
+function check<S extends z.ZodObject>(schema: S, body: unknown): z.infer<S> {
   const { success, data, error } = schema.safeParse(body);
   if (success) return data;
   const issue = error.issues[0]!;
   if (issue.code === "unrecognized_keys") {
-    const field = [...issue.path, issue.keys[0]!].join(".");
-    throw new OpenAiRequestError(`${field} is not supported: leave it out`, field);
+    // Only the body itself is strict: the field is one of its own.
+    const field = issue.keys[0]!, near = nearest(field, Object.keys(schema.shape));
+    const remedy = near === undefined ? "leave it out" : `did you mean ${near}?`;
+    throw new OpenAiRequestError(`${field} is not supported: ${remedy}`, field);
   }
   const field = issue.path.join(".");
   if (field === "") throw new OpenAiRequestError("The body is no JSON object: give one with the request's fields");

@@ -129,7 +129,13 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
     [line("none", {}), "none", "invalid_request", "prompt is missing"],
     [plain("model", { model: "gpt-4" }), "model", "model_not_found", 'give "default"'],
     [plain("hot", { temperature: "hot" }), "hot", "invalid_request", 'temperature is "hot": give a number'],
-    [plain("typo", { temprature: 1 }), "typo", "invalid_request", "temprature is not supported: leave it out"],
+    [
+      plain("typo", { temprature: 1 }),
+      "typo",
+      "invalid_request",
+      "temprature is not supported: did you mean temperature?",
+    ],
+    [plain("suffix", { suffix: "." }), "suffix", "invalid_request", "suffix is not supported: leave it out"],
     [plain("stream", { stream: true }), "stream", "invalid_request", "stream is true"],
     [chat("role", { messages: [{ role: "robot" }] }), "role", "invalid_request", 'role is "robot": give one of'],
     [chat("top", { top_logprobs: 2 }), "top", "invalid_request", 'it needs "logprobs": true'],
@@ -158,8 +164,8 @@ Deno.test("batch: a line that cannot be run becomes an error, names itself, and 
     param: "model",
     code: "model_not_found",
   });
-  assertStringIncludes(result.stderr, "… and 9 more; each has its line in the output\n");
-  assertStringIncludes(result.stderr, `2 of 16 requests done, 14 failed`);
+  assertStringIncludes(result.stderr, "… and 10 more; each has its line in the output\n");
+  assertStringIncludes(result.stderr, `2 of 17 requests done, 15 failed`);
 });
 
 Deno.test("batch: no error line bears the custom_id of another line", async () => {
@@ -384,6 +390,9 @@ Deno.test("batch: standard input and output, and wrong calls", async () => {
     assertEquals(result.code, code, args.join(" "));
     assertStringIncludes(result.stderr, message);
   }
+  const nothing = await runFake(["batch", "-i", "-", "-o", "-"], { stdin: [] });
+  assertEquals([nothing.code, nothing.stdout], [1, ""]);
+  assertStringIncludes(nothing.stderr, "Cannot run standard input: it has no line");
 });
 
 Deno.test("batch: the story model, requests of all kinds at once, each as if it were alone", async () => {

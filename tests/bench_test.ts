@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import configuration from "../deno.json" with { type: "json" };
-import { BenchArguments } from "../bench/arguments.ts";
+import { BenchArguments, UsageError } from "../bench/arguments.ts";
 import { compareResults, comparisonHead, comparisonTable } from "../bench/compare.ts";
 import { roleOf } from "../bench/roles.ts";
 import { openBenchEngine } from "../bench/serve_engine.ts";
@@ -18,7 +18,7 @@ import { openDevice } from "../tensor/mod.ts";
 
 Deno.test("bench: each says how it is called, by the name of its task", async () => {
   const scripts = Object.entries(configuration.tasks).flatMap(([task, { command }]) => {
-    const [, ...args] = /deno ((?:run|bench) .*bench\/\w+\.ts.*)$/.exec(command) ?? [];
+    const [, ...args] = /deno ((?:run|bench) .*(?:bench\/|scripts\/demo_)\w+\.ts.*)$/.exec(command) ?? [];
     return args.map((text) => ({ task, args: text.split(" ") }));
   });
   assert(scripts.length > 10, `${scripts.length} benches`);
@@ -137,13 +137,58 @@ Deno.test("bench: flags, and what is none", () => {
   assertEquals([flags.choice("precision", ["exact", "fast"]), flags.words], ["exact", ["0.5b"]]);
   flags.check(["0.5b"]);
   assertThrows(() => flags.check(["7b"]), Error, 'Unknown "0.5b": give 7b');
-  assertThrows(() => new BenchArguments(["--stpes=2"]).check(), Error, "Unknown flag --stpes");
-  assertThrows(() => new BenchArguments(["--steps=many"]).number("steps", 1), Error, "--steps=many: give numbers");
-  assertThrows(
-    () => new BenchArguments(["--precision=half"]).choice("precision", ["exact"]),
-    Error,
-    "give one of exact",
-  );
+  assertEquals(new BenchArguments(["--rate=inf"]).number("rate", 1, "number above 0"), Infinity);
+  assertEquals([new BenchArguments(["--batch"]).numbers("batch", [7]), new BenchArguments([]).number("batch")], [
+    [7],
+    undefined,
+  ]);
+  const steps = (flags: BenchArguments): unknown => flags.number("steps", 1);
+  const cases: [string[], (flags: BenchArguments) => unknown, string][] = [
+    [["--stpes=2"], (flags) => flags.check(), "Unknown flag --stpes: there are none"],
+    [["--stpes=2"], (flags) => [steps(flags), flags.check()], "Unknown flag --stpes: did you mean --steps?"],
+    [["-x"], (flags) => flags.check(), "Unknown flag -x"],
+    [["-", "b"], (flags) => flags.check(1), 'Unknown "b": leave it out'],
+    [["--steps=many"], steps, '--steps needs a whole number of at least 1, and was given "many"'],
+    [["--steps=0"], steps, '--steps needs a whole number of at least 1, and was given "0"'],
+    [["--steps=inf"], steps, '--steps needs a whole number of at least 1, and was given "inf"'],
+    [["--steps"], steps, "--steps needs a value: write --steps=VALUE"],
+    [["--steps=8,-1"], (flags) => flags.numbers("steps", [1]), 'and was given "-1"'],
+    [["--steps=8,"], (flags) => flags.numbers("steps", [1]), 'and was given ""'],
+    [["--cold=yes"], (flags) => flags.on("cold"), '--cold takes no value, and was given "yes": write --cold alone'],
+    [["--precision=half"], (flags) => flags.choice("precision", ["exact"]), 'one of exact, and was given "half"'],
+  ];
+  for (const [args, read, message] of cases) assertThrows(() => read(new BenchArguments(args)), UsageError, message);
+});
+
+Deno.test("bench: what was called wrongly and what failed is one line, and ends with 2 or 1", async () => {
+  const cwd = new URL("../", import.meta.url), run = ["run", "-A"];
+  const cases: [string[], number, string][] = [
+    [["bench", "-A", "bench/kernels_bench.ts", "--", "--bogus=1"], 2, "Unknown flag --bogus: there are --only, --out"],
+    [[...run, "scripts/demo_batch.ts", "--bogus=1"], 2, "Unknown flag --bogus: there are none"],
+    [
+      [...run, "bench/scheduler.ts", "--sequences=0"],
+      2,
+      '--sequences needs a whole number of at least 1, and was given "0"',
+    ],
+    [[...run, "bench/first_token.ts", "--bogus=1"], 2, "Unknown flag --bogus: there are --cold, --runs"],
+    [
+      [...run, "bench/decode.ts", "--tokens=5"],
+      2,
+      "Unknown flag --tokens: there are --precision, --profile, --context, --steps, --batch, --out",
+    ],
+    [
+      [...run, "bench/decode.ts", "--context=-1"],
+      2,
+      '--context needs a whole number of at least 1, and was given "-1"',
+    ],
+    [["run", "--allow-read", "bench/compare.ts", "no"], 2, "Give two files of results: bench:compare A B"],
+    [["run", "--allow-read", "bench/compare.ts", "no", "b"], 1, 'Cannot read "no": there is no such file or folder'],
+  ];
+  for (const [args, status, message] of cases) {
+    const { code, stderr } = await new Deno.Command(Deno.execPath(), { args: [args[0]!, "-q", ...args.slice(1)], cwd })
+      .output();
+    assertEquals([code, new TextDecoder().decode(stderr)], [status, `error: ${message}\n`], args.join(" "));
+  }
 });
 
 Deno.test("bench: results are compared where they measured the same, noise is no change", () => {

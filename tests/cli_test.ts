@@ -145,6 +145,10 @@ Deno.test("exit code 2: usage errors name the flag and the remedy", async () => 
   const cases: [string[], string][] = [
     [["generate", "--tmep", "1"], "Unknown flag --tmep: did you mean --temp?"],
     [["generate", "--max-token", "1"], "Unknown flag --max-token: did you mean --max-tokens?"],
+    [["generate", "--logprobs", "3"], 'Unknown flag --logprobs: write "logprobs" into the body of a request'],
+    [["generate", "--n", "3"], 'Unknown flag --n: write "n" into the body of a request, and run tinyllm batch'],
+    [["chat", "--cache-salt=a"], 'Unknown flag --cache-salt: write "cache_salt" into the body of a request'],
+    [["generate", "--dragons"], "Unknown flag --dragons: text that begins with a dash goes behind --"],
     [["generat", "Hi"], 'Unknown command "generat": did you mean generate?'],
     [["generate", "-n"], "-n needs a value: write -n N"],
     [["generate", "-n", "--raw"], "-n needs a value: write -n N"],
