@@ -1,6 +1,7 @@
 /** Split attention gives what paged attention gives, bit for bit, in every layout and however tiles are dealt. */
 import { assert, assertEquals } from "@std/assert";
-import { Device, openDevice } from "../tensor/device.ts";
+import { type Device, openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 import { type Dim, maxOf, Sym } from "../tensor/dim.ts";
 import type { HostArray } from "../tensor/dtype.ts";
 import { buffer, constant, input, kernelNode, map, output } from "../tensor/node.ts";
@@ -115,7 +116,7 @@ Deno.test("the layout of split attention changes no result", async () => {
 
 Deno.test("programs for joining keep the order of summation but in fast precision", async () => {
   const cpu = await openDevice(), call = attentionCall({ ...mixed, sequences: [[1, 1200], [1, 90]] }, seededRandom(4));
-  const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false, int64: false }, Infinity, true);
+  const device = asGpu(cpu);
   const [expected] = await runKernel(cpu, pagedAttentionKernel, call);
   assertEquals(differs(await split(device, call, {}, { join: true }), expected!), -1);
   assert(differs(await split(device, call, { fast: true }, { join: true }), expected!) >= 0, "the same order");
@@ -180,7 +181,7 @@ async function mergedForJoining(
 Deno.test("many tiles are merged by the lanes of joined dispatches", async () => {
   const cpu = await openDevice(), params = { scale: SCALE };
   for (const change of [{}, { subgroups: false, subgroupSize: 1 }]) {
-    const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false, int64: false, ...change }, Infinity, true);
+    const device = asGpu(cpu, change);
     // Up to eight tiles have another form; 9,000 positions are more rounds of reading, 40,000 more tiles than lanes.
     for (const contexts of [[1100], [1, 0, 9000], [300, 40000]]) {
       for (const headDim of [32, 64, 80, 128, 256]) {
@@ -257,7 +258,7 @@ async function step(device: Device, seed: number, options: CompileOptions): Prom
 Deno.test("tokens rotated and written by attention itself change no bit", async () => {
   for (const disable of [[], ["subgroups"]] as const) {
     const cpu = await openDevice({ disable });
-    const device = new Device(cpu.gpu, cpu.info, { ...cpu.caps, cpu: false }, Infinity, true);
+    const device = asGpu(cpu);
     for (let seed = 1; seed <= (disable.length > 0 ? 1 : 4); seed++) {
       const { dispatches, ...joint } = await step(device, seed, {});
       const { dispatches: apart, ...plain } = await step(cpu, seed, { rules: [] });

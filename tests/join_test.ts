@@ -11,7 +11,7 @@ import type { DecoderConfig } from "../model/config.ts";
 import { KvCache } from "../model/kv_cache.ts";
 import { compile, type Device, openDevice, type Program } from "../tensor/mod.ts";
 import { shapeConfig } from "../bench/shapes.ts";
-import { asGpu } from "./devices.ts";
+import { asGpu } from "../tensor/device_testing.ts";
 
 const BLOCK = 16;
 
