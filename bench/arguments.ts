@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { debugLevel, EXIT, fileErrorText } from "../cli/errors.ts";
+import { debugLevel, EXIT, fileErrorText, inOneLine } from "../cli/errors.ts";
 import { denoTerminal } from "../cli/terminal.ts";
 import { nearest } from "../serving/nearest.ts";
 
@@ -29,9 +29,7 @@ export async function runBench(
     await main(Deno.args);
   } catch (cause) {
     const debug = debugLevel(denoTerminal()) >= 1;
-    console.error(
-      debug || !(cause instanceof Error) ? cause : `error: ${cause.message.replace(/\s*\n\s*/g, " ").trim()}`,
-    );
+    console.error(debug || !(cause instanceof Error) ? cause : `error: ${inOneLine(cause.message)}`);
     Deno.exit(cause instanceof UsageError ? EXIT.usage : EXIT.failed);
   }
 }

@@ -21,6 +21,11 @@ export function fileErrorText(error: unknown): string {
   return error instanceof Error ? error.message.replace(/ \(os error \d+\)(: \w+ '.*')?$/, "") : String(error);
 }
 
+/** A message without its line breaks. */
+export function inOneLine(message: string): string {
+  return message.replace(/\s*\n\s*/g, " ").trim();
+}
+
 /** The error of an output that takes no more. */
 export function cannotWrite(name: string, cause: unknown): Error {
   return new Error(`Cannot write ${name}: ${fileErrorText(cause)}`, { cause });

@@ -3,13 +3,14 @@
  *
  * @module
  */
+import { inOneLine } from "./errors.ts";
 import { OPTION_ROWS } from "./options.ts";
 
 /** An error in one line; all of it, with its stack, where `debug` is set. */
 export function errorText(error: unknown, debug: boolean): string {
   if (!(error instanceof Error)) return String(error);
   if (debug) return Deno.inspect(error, { colors: false });
-  return withFlags(error.message).replace(/\s*\n\s*/g, " ").trim() || error.name;
+  return inOneLine(withFlags(error.message)) || error.name;
 }
 
 /**

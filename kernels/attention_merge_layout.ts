@@ -4,7 +4,7 @@
  * @module
  */
 import type { Dim } from "../tensor/dim.ts";
-import { dimWgsl, type KernelCall } from "../tensor/kernel.ts";
+import { dimWgsl, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { TILE } from "./attention_layout.ts";
 
 /** Parameters of the merge. */
@@ -53,3 +53,14 @@ export const ownRowWgsl = `let behind = context_lens(row) - query_start(row + 1u
   let is_own = query_start(row) <= i32(row) && query_start(row + 1u) > i32(row);
   let seen = select(0u, u32(max(behind, 0)), is_own);
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
+
+/** Inputs and outputs of a merge that reads so many features of a tile's sums at a time. */
+export function mergePorts(quantise: boolean, width: 1 | 4): Pick<KernelSource, "inputs" | "outputs"> {
+  return {
+    inputs: [
+      ...[{ name: "sums", width }, { name: "stats", width: 2 }] as const,
+      ...[{ name: "query_start" }, { name: "context_lens" }],
+    ],
+    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
+  };
+}

@@ -5,7 +5,7 @@
  */
 import { type Caps, dimWgsl, INPUTS_READY, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST } from "./attention_layout.ts";
-import { type MergeParams, mergeSizesOf, seenWgsl } from "./attention_merge_layout.ts";
+import { type MergeParams, mergePorts, mergeSizesOf, seenWgsl } from "./attention_merge_layout.ts";
 import { blockFunctions, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
 import { repeat } from "./unroll.ts";
@@ -45,11 +45,7 @@ export function manyTilesWgsl(call: KernelCall<MergeParams>, caps: Caps, lanes: 
     ${add("first")}
   }`;
   return {
-    inputs: [
-      ...[{ name: "sums", width: 4 }, { name: "stats", width: 2 }] as const,
-      ...[{ name: "query_start" }, { name: "context_lens" }],
-    ],
-    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
+    ...mergePorts(quantise, 4),
     workgroupSize: [lanes, 1, 1],
     subgroups: caps.subgroups,
     declarations: `var<workgroup> group_sums: array<vec4f, ${left * vectors}>;

@@ -7,7 +7,14 @@
 import { type Dim, maxOf } from "../tensor/dim.ts";
 import { type Caps, dimWgsl, INPUTS_READY, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { LOWEST } from "./attention_layout.ts";
-import { fewTiles, type MergeParams, mergeSizesOf, ownRowWgsl, seenWgsl } from "./attention_merge_layout.ts";
+import {
+  fewTiles,
+  type MergeParams,
+  mergePorts,
+  mergeSizesOf,
+  ownRowWgsl,
+  seenWgsl,
+} from "./attention_merge_layout.ts";
 import { fitsMany, manyTilesWgsl } from "./attention_merge_many_wgsl.ts";
 import { blockFunctions, octet, type QuantisedStore, quantiseFinished, quantiseOctet } from "./quantise_wgsl.ts";
 import { rowWgsl } from "./row_grid.ts";
@@ -34,7 +41,7 @@ export function mergeWgsl(call: KernelCall<MergeParams>, caps: Caps): KernelSour
   const load = (u: number, tile: string) =>
     `held${u} = sums(((row * ${tileCount}u + min(${tile}, tiles - 1u)) * ${heads}u + head) * ${headDim}u + feature); `;
   return {
-    ...mergePorts(quantise),
+    ...mergePorts(quantise, 1),
     workgroupSize: [lanes, 1, 1],
     subgroups: quantise && caps.subgroups,
     declarations: `${finishedWgsl(quantise, headDim, lanes, caps)}
@@ -89,14 +96,6 @@ var<workgroup> factors: array<vec4f, ${lanes}>;`,
   };
 }
 
-/** Inputs and outputs of a merge. */
-function mergePorts(quantise: boolean): Pick<KernelSource, "inputs" | "outputs"> {
-  return {
-    inputs: [{ name: "sums" }, { name: "stats", width: 2 }, { name: "query_start" }, { name: "context_lens" }],
-    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended" }],
-  };
-}
-
 /** Declarations for a result in codes. */
 function finishedWgsl(quantise: boolean, headDim: number, lanes: number, caps: Caps): string {
   return quantise ? `var<workgroup> finished: array<f32, ${headDim}>;\n${blockFunctions(lanes, caps)}` : "";
@@ -127,7 +126,7 @@ function fewTilesWgsl(call: KernelCall<MergeParams>, caps: Caps, lanes: number):
   const { rows, sequences, tiles, heads, headDim } = mergeSizesOf(call), { scale, quantise = false } = call.params;
   const place = (tile: number): string => `(row * ${tiles}u + ${tile}u) * ${heads}u + head`;
   return {
-    ...mergePorts(quantise),
+    ...mergePorts(quantise, 1),
     workgroupSize: [lanes, 1, 1],
     subgroups: quantise && caps.subgroups,
     declarations: finishedWgsl(quantise, headDim, lanes, caps),

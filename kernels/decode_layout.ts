@@ -51,7 +51,10 @@ export interface DecodeLayout {
 }
 
 /** Tiles of a context of one row up to which attention is joined where heads are so small that a processor holds two workgroups. */
-const mostTilesOfOne = 80, smallHead = 64;
+export const mostTilesOfOne = 80;
+
+/** Features of the largest head that is small. */
+const smallHead = 64;
 
 /** Whether attention takes a form that can be joined with other dispatches: long contexts fill a device by themselves. */
 function isJoined({ rows, kvHeads, headDim }: Sizes, tiles: number, pool: DType, caps: Caps): boolean {

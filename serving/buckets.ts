@@ -4,6 +4,9 @@
  *
  * @module
  */
+import { TILE } from "../kernels/attention_layout.ts";
+import { fewTiles } from "../kernels/attention_merge_layout.ts";
+import { mostTilesOfOne } from "../kernels/decode_layout.ts";
 
 /** Most tokens of programs on a CPU device: compiling costs it a second a program, and small steps are slow anyway. */
 const CPU_TOKENS = [1, 8, 64, 512];
@@ -34,10 +37,10 @@ export function sequenceBuckets(maxTokens: number, most: number, cpu: boolean): 
 }
 
 /** Positions up to which attention's tiles are so few that the product behind merges them: a dispatch less in each layer. */
-const SHORT_CONTEXT = 1024;
+const SHORT_CONTEXT = fewTiles * TILE;
 
-/** Positions up to which a single sequence's attention is joined with other dispatches (`kernels/decode_layout.ts`). */
-const JOINED_CONTEXT = 10240;
+/** Positions up to which a single sequence's attention is joined with other dispatches. */
+const JOINED_CONTEXT = mostTilesOfOne * TILE;
 
 /** A bound of tokens of programs that decode, and how they are compiled. */
 export interface DecodePrograms {

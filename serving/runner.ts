@@ -273,11 +273,9 @@ export class Runner {
     const mostDecoded = this.#tokenBuckets.find((bucket) => bucket >= maxNumSeqs) ?? this.maxTokens;
     return this.#tokenBuckets.flatMap((maxTokens) => {
       const sequences = sequenceBuckets(maxTokens, maxNumSeqs, device.caps.cpu);
-      const decoded = Math.min(maxTokens, maxNumSeqs);
-      const blocks = maxTokens <= mostDecoded ? this.#blockBuckets(decoded) : [];
       return [
         ...sequences.map((maxSequences) => this.#limitsOf(maxTokens, maxSequences)),
-        ...blocks.map((maxBlocks) => this.#decodeLimits(decoded, maxBlocks)),
+        ...(maxTokens <= mostDecoded ? this.#decodeLimits(maxTokens) : []),
       ];
     });
   }
@@ -304,8 +302,7 @@ export class Runner {
   /** The dispatches of every program compiled so far; of the greedy decode step where there is none. */
   explain(): string {
     if (this.#captured.size === 0) {
-      const limits = this.#decodeLimits(1, this.#blockBuckets(1)[0]!);
-      this.#capture(limits, samplerOf("greedy"));
+      this.#capture(this.#decodeLimits(1)[0]!, samplerOf("greedy"));
     }
     return [...this.#captured].map(([label, { program }]) => `${label}\n${program.explain()}`).join("\n\n");
   }
@@ -340,23 +337,20 @@ export class Runner {
     }
     if (!decodes(step)) return this.#limitsOf(maxTokens, maxSequences);
     const held = Math.max(...scheduled.map(({ sequence }) => sequence.blockTable.length));
-    const most = Math.min(maxTokens, maxNumSeqs); // a token a sequence
-    return this.#decodeLimits(most, this.#blockBuckets(most).find((bucket) => bucket >= held)!);
+    return this.#decodeLimits(maxTokens).find(({ maxBlocks }) => maxBlocks >= held)!;
   }
 
   #limitsOf(maxTokens: number, maxSequences: number): BatchLimits {
     return { maxTokens, maxSequences, maxBlocks: this.#maxBlocks, maxLogitRows: maxSequences };
   }
 
-  #decodeLimits(maxTokens: number, maxBlocks: number): BatchLimits {
-    return { maxTokens, maxSequences: maxTokens, maxLogitRows: maxTokens, maxBlocks, decode: true };
-  }
-
-  /** Bounds of the blocks of a decoded sequence. */
-  #blockBuckets(maxTokens: number): number[] {
-    const { device, cache } = this.#model,
-      programs = { maxTokens, cpu: device.caps.cpu, joined: this.#joins(maxTokens) };
-    return blockBuckets(programs, this.#maxBlocks, cache.options.blockSize);
+  /** The bounds of programs that decode up to so many tokens, one a sequence, by the blocks of a sequence in ascending order. */
+  #decodeLimits(maxTokens: number): BatchLimits[] {
+    const { device, cache, maxNumSeqs } = this.#model, most = Math.min(maxTokens, maxNumSeqs);
+    const programs = { maxTokens: most, cpu: device.caps.cpu, joined: this.#joins(most) };
+    return blockBuckets(programs, this.#maxBlocks, cache.options.blockSize).map((maxBlocks) => {
+      return { maxTokens: most, maxSequences: most, maxLogitRows: most, maxBlocks, decode: true };
+    });
   }
 
   /** Whether dispatches of programs that decode so many sequences may be joined. */
