@@ -1,6 +1,7 @@
 /**
  * Where an int8 product takes its activations from: codes in memory, or, for few tokens, what a kernel before it would turn
- * into codes. Every workgroup then does that kernel's work for itself, since a dispatch costs more than the repetition.
+ * into codes. Every workgroup then does that kernel's work for itself, since a dispatch costs more than the repetition. Codes in
+ * memory may lack a factor for each token, which the product multiplies its results by (`late_norm.ts`).
  *
  * @module
  */
@@ -10,15 +11,24 @@ import type { Node } from "../tensor/node.ts";
 import { fewTiles, type MergeParams, mergeSizesOf } from "./attention_merge_layout.ts";
 import { mergeOctetsWgsl } from "./attention_merge_wgsl.ts";
 import { attentionMergeKernel } from "./decode_attention.ts";
+import { inverseReference, inversesDeclaration, inversesWgsl } from "./late_norm.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rmsNormQuantise32Kernel } from "./quantise.ts";
 import { normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
 /** The kernel whose work a product does, with its parameters. The product has its inputs in place of codes and scales. */
-export type Int8Source =
+type OwnSource =
   | { readonly kind: "norm"; readonly params: RmsNormParams }
   | { readonly kind: "merge"; readonly params: MergeParams };
+
+/** What a product does beside multiplying codes in memory: it makes them, or takes a late norm's sums of squares, a third input. */
+export type Int8Source = OwnSource | { readonly kind: "late"; readonly params: RmsNormParams };
+
+/** Whether every workgroup makes the codes for itself. */
+export function makesCodes(source: Int8Source | undefined): source is OwnSource {
+  return source !== undefined && source.kind !== "late";
+}
 
 /**
  * Columns up to which every workgroup makes the codes of a token for itself, and the weight rows up to which it does: longer
@@ -35,19 +45,19 @@ const mostSeveral = { tokens: 8, columns: 1024 } as const;
 /** Tiles up to which partial results of attention are merged so, of one token and of several: 1,024 and 512 positions. */
 const mostTiles = { one: fewTiles, several: 4 } as const;
 
-function kernelOf({ kind }: Int8Source): Kernel<unknown> {
+function kernelOf({ kind }: OwnSource): Kernel<unknown> {
   return (kind === "norm" ? rmsNormQuantise32Kernel : attentionMergeKernel) as Kernel<unknown>;
 }
 
 /** Inputs that come before the weight's. */
 export function activationInputs(source: Int8Source | undefined): number {
-  return source?.kind === "merge" ? 4 : 2;
+  return source?.kind === "merge" ? 4 : source?.kind === "late" ? 3 : 2;
 }
 
 /** Types of codes and scales: those given, or those that the source would make. */
 export function codeTypes(source: Int8Source | undefined, inputs: readonly TensorType[]): readonly TensorType[] {
   const given = inputs.slice(0, activationInputs(source));
-  return source ? kernelOf(source).infer(given, source.params) : given;
+  return makesCodes(source) ? kernelOf(source).infer(given, source.params) : given.slice(0, 2);
 }
 
 /** Codes and scales of a call, in float64 where the source makes them. */
@@ -57,9 +67,20 @@ export function codesReference(
   inputs: readonly ArrayLike<number>[],
 ): readonly ArrayLike<number>[] {
   const count = activationInputs(source), given = inputs.slice(0, count);
+  if (source?.kind === "late") return withInverses(given, types[2]!.shape[1] as number, source.params);
   if (!source) return given;
   const call = { params: source.params, inputs: types.slice(0, count), outputs: codeTypes(source, types) };
   return kernelOf(source).reference(call, given);
+}
+
+/** Codes and scales with the factor that they lack. */
+function withInverses(
+  [codes, scales, squares]: readonly ArrayLike<number>[],
+  blocks: number,
+  params: RmsNormParams,
+): readonly ArrayLike<number>[] {
+  const inverses = inverseReference(squares!, blocks, params);
+  return [codes!, Float64Array.from(scales!, (scale, i) => scale * inverses[Math.floor(i / (2 * blocks))]!)];
 }
 
 /** Whether a workgroup may make the codes of several tokens: it has many lanes then. */
@@ -76,7 +97,7 @@ function hasRoom(tokens: number, columns: number): boolean {
 export function sourceOf(
   [codes, scales, first]: readonly Node[],
   { readers, caps }: RewriteContext,
-): { source: Int8Source; inputs: readonly Node[] } | undefined {
+): { source: OwnSource; inputs: readonly Node[] } | undefined {
   if (codes?.op !== "kernel" || readers(codes) !== 2 || readers(scales!) !== 1) return undefined;
   const columns = 4 * (codes.shape[1] as number), rows = first!.shape[0] as number, tokens = maxOf(codes.shape[0]!);
   if (tokens !== 1 && !(makesSeveral(caps) && hasRoom(tokens, columns))) return undefined;
@@ -97,7 +118,7 @@ export interface Activations {
   readonly declarations: string;
   /** Waits for nothing; comes first. */
   readonly loads: string;
-  /** Ends with a barrier. Empty where codes come from memory. */
+  /** Ends with a barrier. Empty where there is nothing to do. */
   readonly rest: string;
   /** WGSL that declares `low`, `high` and `scale` of a block of 32 columns, of a token of the workgroup. */
   block(token: number, at: string): string;
@@ -113,7 +134,11 @@ export interface ActivationsUse {
   readonly sharing: number;
 }
 
-const memoryPorts: readonly Port[] = [{ name: "codes", width: 4 }, { name: "scales", width: 2 }];
+/** Ports of codes in memory. */
+export const memoryPorts: readonly Port[] = [{ name: "codes", width: 4 }, { name: "scales", width: 2 }];
+
+/** Ports of codes that a late norm's factor is to follow. */
+export const latePorts: readonly Port[] = [...memoryPorts, { name: "squares" }];
 
 const fromMemory: Activations = {
   ports: memoryPorts,
@@ -124,6 +149,16 @@ const fromMemory: Activations = {
     `let low = codes((x_${token} + ${at}) * 2u);\nlet high = codes((x_${token} + ${at}) * 2u + 1u);\n` +
     `let scale = scales(x_${token} + ${at});\n`,
 };
+
+/** Codes in memory, and what their products are multiplied by in \`inverses\`. */
+function lateActivations(params: RmsNormParams, use: ActivationsUse, caps: Caps): Activations {
+  return {
+    ...fromMemory,
+    ports: latePorts,
+    declarations: inversesDeclaration(use),
+    rest: `${inversesWgsl(use, params, caps)}workgroupBarrier();\n`,
+  };
+}
 
 /** Lanes that read the same columns, from which on they load them together. */
 const leastSharing = 128;
@@ -136,6 +171,7 @@ export function activationsOf(
   caps: Caps,
 ): Activations {
   const { columns, tokens, lanes, sharing } = use, own = ownCodes(use);
+  if (source?.kind === "late") return lateActivations(source.params, use, caps);
   if (!source) {
     const shared = tokens > 1 && caps.joinedLanes !== undefined && hasRoom(tokens, columns);
     return shared && sharing >= leastSharing

@@ -6,6 +6,8 @@
  *                                 + weightBias * sum[t, b]
  *     gated:    silu(y[t, r]) * y[t, r + rows / 2]                  silu(v) = v / (1 + exp(-v))
  *
+ * Results may be stored as floats, in codes, or as a sum with what was there before and in the codes of its norm (`late_norm.ts`).
+ *
  * The inner sums are exact: four products an instruction (`dot4I8Packed`), in any order. Only the outer ones round, in f32.
  * On an H100 the same product with f32 activations reaches half the speed, since turning each weight's code into a float
  * is then the limit. `int8_variants.ts` picks the form, `int8_rows.ts` and `int8_tiles.ts` are the forms.
@@ -20,12 +22,14 @@ import {
   codesReference,
   codeTypes,
   type Int8Source,
+  makesCodes,
   makesSeveral,
   sourceOf,
 } from "./int8_activations.ts";
+import { normOf, squaresReference, storedCodes, type SumNorm } from "./late_norm.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
-import { hasBlocksForm, type Int8Form, int8Form, type Int8Size } from "./int8_variants.ts";
+import { hasBlocksForm, type Int8Form, int8Form, type Int8Size, storesSums } from "./int8_variants.ts";
 import { affinePairs, hasInt8Form, type Int8Product } from "./int8_weight.ts";
 import { activationBlock, codeOrder, quantise32, quantiseActivations, type QuantisedActivations } from "./quantise.ts";
 import { linear } from "./quantised_matmul.ts";
@@ -35,12 +39,12 @@ import { type AffineFormat, formatName, type Weight, weightTensorTypes } from ".
 import { leastBytes } from "./least_bytes.ts";
 
 /** Parameters of an int8 product. */
-export interface Int8Params {
+export interface Int8Params extends SumNorm {
   /** How the weight is stored: affine, 4 or 8 bits. */
   readonly format: AffineFormat;
   /** Whether the two halves of the rows are joined: silu(first) x second. */
   readonly gate?: boolean;
-  /** What makes the codes, if the product does it for itself, with whose inputs in place of codes and scales: for one token at a time. */
+  /** What the product does for itself to have its activations, with whose inputs in place of codes and scales. */
   readonly source?: Int8Source;
   /** Whether the outputs are codes and scales (`quantise32`) of y. With `gate` only. */
   readonly quantise?: boolean;
@@ -54,7 +58,7 @@ interface Sizes extends Omit<Int8Product, "tokens"> {
 
 /** Takes a product's inputs apart: activations, then the weight's tensors. Throws errors that name the shapes. */
 function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
-  const { format, gate = false, source, quantise = false, greatestOf } = params;
+  const { format, gate = false, source, quantise = false, greatestOf, sumNorm } = params;
   if (!hasInt8Form(format)) {
     throw new Error(
       `Cannot multiply int8 activations by ${formatName(format)}: weights of 4 and 8 bits have this product`,
@@ -86,6 +90,7 @@ function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
   if (quantise && !(gate && rows % (2 * activationBlock) === 0)) {
     throw new Error(`Cannot store the outputs of weight [${rows}, ${columns}] in codes: gated blocks of 32 can be`);
   }
+  if (sumNorm) checkSum(inputs, tokens, rows);
   const outputs = gate ? rows / 2 : rows;
   return {
     format,
@@ -96,9 +101,20 @@ function sizesOf(inputs: readonly TensorType[], params: Int8Params): Sizes {
     gate,
     source,
     quantise,
+    sums: sumNorm !== undefined,
     argmax: greatestOf !== undefined,
     types: inputs,
   };
+}
+
+/** The sum's other half and the weight of its norm come last. */
+function checkSum(inputs: readonly TensorType[], tokens: Dim, rows: number): void {
+  const [addend, weight] = inputs.slice(-2), wanted = formatShape([tokens, rows]);
+  if (rows % activationBlock !== 0) {
+    throw new Error(`Cannot store sums of ${rows} columns in codes: blocks of 32 can be`);
+  }
+  if (addend && formatShape(addend.shape) === wanted && weight && formatShape(weight.shape) === `[${rows}]`) return;
+  throw new Error(`Cannot add to ${wanted}: takes another ${wanted} and the norm's weight [${rows}], last`);
 }
 
 /** Codes of activations as numbers, columns in their natural order. */
@@ -145,7 +161,13 @@ function greatestReference(y: Float64Array, outputs: number, each: number): Floa
 
 /** The plain definition, in float64. */
 function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
-  const { params: { source, quantise, greatestOf, ...plain } } = call;
+  const { params: { source, quantise, greatestOf, sumNorm, ...plain } } = call;
+  if (sumNorm) {
+    const [y] = reference({ ...call, params: { ...plain, ...(source && { source }) } }, inputs);
+    const [addend, weight] = inputs.slice(-2), sum = y!.map((value, i) => value + addend![i]!);
+    const { codes, scales } = quantiseActivations(sum.map((value, i) => value * weight![i % weight!.length]!));
+    return [sum, Float64Array.from(codes), scales, squaresReference(sum)];
+  }
   if (greatestOf !== undefined) {
     const [y] = reference({ ...call, params: plain }, inputs);
     return greatestReference(y!, sizesOf(call.inputs, plain).outputs, greatestOf);
@@ -172,6 +194,11 @@ function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<numb
   ];
 }
 
+/** Whether the outputs are something else than y already. */
+function isFinished({ quantise, greatestOf, sumNorm }: Int8Params): boolean {
+  return quantise === true || greatestOf !== undefined || sumNorm !== undefined;
+}
+
 /**
  * The kernel with a choice of form: tests and benches name theirs. Inputs are codes [T, K / 4] and scales [T, K / 32, 2] of
  * activations, then the weight's tensors; output y [T, rows], or [T, rows / 2] with a gate.
@@ -179,25 +206,27 @@ function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<numb
 export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = int8Form): Kernel<Int8Params> {
   const sized = (call: KernelCall<Int8Params>, caps: Caps): { product: Sizes; form: Int8Form } => {
     const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, source, quantise } = product;
-    const maxTokens = source && !makesSeveral(caps) ? 1 : maxOf(tokens);
+    const own = makesCodes(source), maxTokens = own && !makesSeveral(caps) ? 1 : maxOf(tokens);
     return {
       product,
-      form: choose(caps, { maxTokens, rows, columns, blocks: quantise, makesCodes: source !== undefined }),
+      form: choose(caps, { maxTokens, rows, columns, blocks: quantise, makesCodes: own }),
     };
   };
   const kernel: Kernel<Int8Params> = {
     name: "int8_matmul",
     infer(inputs, params) {
-      const { tokens, outputs, quantise } = sizesOf(inputs, params), { greatestOf } = params;
+      const { tokens, outputs, quantise, sums } = sizesOf(inputs, params), { greatestOf } = params;
       if (greatestOf !== undefined) {
         const shape = [tokens, Math.ceil(outputs / greatestOf)];
         return [{ dtype: "f32", shape }, { dtype: "i32", shape }];
       }
-      if (!quantise) return [{ dtype: "f32", shape: [tokens, outputs] }];
-      return [
+      const y: TensorType = { dtype: "f32", shape: [tokens, outputs] }, blocks = outputs / activationBlock;
+      const codes: TensorType[] = [
         { dtype: "u32", shape: [tokens, outputs / 4] },
-        { dtype: "f32", shape: [tokens, outputs / activationBlock, 2] },
+        { dtype: "f32", shape: [tokens, blocks, 2] },
       ];
+      if (sums) return [y, ...codes, { dtype: "f32", shape: [tokens, blocks] }];
+      return quantise ? codes : [y];
     },
     wgsl(call, caps) {
       const { product: sizes, form } = sized(call, caps), product = { ...sizes, tokens: dimWgsl(sizes.tokens) };
@@ -226,15 +255,29 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
       return params.gate && fits && !params.quantise ? kernelNode(kernel, inputs, quantised) : undefined;
     },
     withGreatest(inputs, params, { caps }) {
-      if (params.gate || params.source || params.quantise || params.greatestOf) return undefined;
+      if (params.gate || makesCodes(params.source) || isFinished(params)) return undefined;
       const { form } = sized({ inputs, params, outputs: [] }, caps);
       const fits = form.kind === "tile" && caps.subgroups && form.rows / form.threadRows <= caps.subgroupSize;
       return fits && !caps.cpu ? kernelNode(kernel, inputs, { ...params, greatestOf: form.rows }) : undefined;
     },
     absorb(inputs, params, context) {
-      const made = params.source ? undefined : sourceOf(inputs, context);
-      if (!made) return undefined;
-      return kernelNode(kernel, [...made.inputs, ...inputs.slice(2)], { ...params, source: made.source });
+      if (params.source) return undefined;
+      const late = storedCodes(inputs[0]), given = inputs.slice(2);
+      if (late) {
+        return kernelNode(kernel, [...late.inputs, ...given], {
+          ...params,
+          source: { kind: "late", params: late.params },
+        });
+      }
+      const made = sourceOf(inputs, context);
+      return made && kernelNode(kernel, [...made.inputs, ...given], { ...params, source: made.source });
+    },
+    withAddend(inputs, params, { sum, addend }, context) {
+      if (params.gate || makesCodes(params.source) || isFinished(params)) return undefined;
+      const { form, product } = sized({ inputs, params, outputs: [] }, context.caps);
+      const fits = form.kind === "tile" && product.rows % activationBlock === 0 && storesSums(form, context.caps);
+      const norm = fits ? normOf(sum, kernel as Kernel<unknown>, context) : undefined;
+      return norm && kernelNode(kernel, [...inputs, addend, norm.weight], { ...params, sumNorm: norm.params });
     },
   };
   return kernel;

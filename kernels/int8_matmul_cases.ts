@@ -9,6 +9,7 @@ import { buffer } from "../tensor/node.ts";
 import { Storage } from "../tensor/storage.ts";
 import { int8Kernel, int8Matmul, type Int8Params, int8Terms } from "./int8_matmul.ts";
 import type { Int8Form, Int8Size, RowsForm, TileForm } from "./int8_variants.ts";
+import { inverseReference } from "./late_norm.ts";
 import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { quantiseActivations } from "./quantise.ts";
 import { normCall } from "./quantise_cases.ts";
@@ -38,16 +39,18 @@ export function int8Call(
   random: Random,
   weight: typeof randomWeight = randomWeight,
 ): CaseCall<Int8Params> {
-  if (params.source) {
+  if (params.source && params.source.kind !== "late") {
     const { inputs } = normCall(tokens, columns, random);
     return { params, inputs: [...inputs, ...weight(params.format, rows, columns, random)] };
   }
   const { codes, scales } = quantiseActivations(Float32Array.from({ length: tokens * columns }, () => random.normal()));
+  const blocks = columns / 32, squares = Float32Array.from({ length: tokens * blocks }, () => 100 * random.uniform());
   return {
     params,
     inputs: [
       { dtype: "u32", shape: [tokens, columns / 4], data: codes },
-      { dtype: "f32", shape: [tokens, columns / 32, 2], data: Float32Array.from(scales) },
+      { dtype: "f32", shape: [tokens, blocks, 2], data: Float32Array.from(scales) },
+      ...(params.source ? [{ dtype: "f32", shape: [tokens, blocks], data: squares }] as const : []),
       ...weight(params.format, rows, columns, random),
     ],
   };
@@ -57,6 +60,12 @@ export function int8Call(
 function inCodes(call: CaseCall<Int8Params>): CaseCall<Int8Params> {
   const { source, ...params } = call.params, [x, weight, ...rest] = call.inputs;
   if (!source) return call;
+  if (source.kind === "late") {
+    const [squares, ...weights] = rest, blocks = squares!.shape[1] as number;
+    const inverses = inverseReference(squares!.data, blocks, source.params);
+    const scales = Float32Array.from(weight!.data, (scale, i) => scale * inverses[Math.floor(i / (2 * blocks))]!);
+    return { params, inputs: [x!, { ...weight!, data: scales }, ...weights] };
+  }
   const [tokens, columns] = x!.shape as [number, number];
   const normed = rmsNormKernel.reference(
     { params: source.params as RmsNormParams, inputs: [x!, weight!], outputs: [] },
@@ -217,5 +226,25 @@ const normed = ([4, 8] as const).flatMap((bits) => {
   ];
 });
 
+/** Products that multiply by the factor of a late norm, in forms of both kinds. */
+const late = ([rows(4, 4, 4, 1, 1), rows(8, 8, 4, 4, 1), tile(32, 32, 4, 1), tile(16, 32, 4, 2)] as const).flatMap(
+  (form) => {
+    const source = { kind: "late", params: { eps: 1e-6 } } as const;
+    const shape = (random: Random): Shape => [random.integer(1, 40), 2 * random.integer(1, 50), columns(64, random)];
+    const label = `form: ${form.kind} of ${form.tokens}, late norm`;
+    return [
+      int8Case(label, { format: fourBits, source }, shape, named(form)),
+      int8Case(`${label}, gated`, { format: fourBits, source, gate: true }, shape, named(form)),
+    ];
+  },
+);
+
 /** Cases of the table-driven test and bench. */
-export const cases: readonly KernelCase<Int8Params>[] = [benched, ...everyFormat, ...gated, ...gpuForms, ...normed];
+export const cases: readonly KernelCase<Int8Params>[] = [
+  benched,
+  ...everyFormat,
+  ...gated,
+  ...gpuForms,
+  ...normed,
+  ...late,
+];

@@ -11,7 +11,7 @@ import { siluGateFunction } from "./activation.ts";
 import { type Caps, INPUTS_READY, type KernelSource } from "../tensor/kernel.ts";
 import type { RowsForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
-import { type Activations, activationsOf } from "./int8_activations.ts";
+import { type Activations, activationsOf, makesCodes } from "./int8_activations.ts";
 import { blockFunctions, quantiseFinished } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
@@ -157,7 +157,8 @@ interface Place {
 
 /** The store of one output: `first` and `partner` are texts of finished sums. */
 function storeText(product: Int8Product, form: RowsForm, at: Place, first: string, partner: string): string {
-  const value = product.gate ? `silu_gate(${first}, ${partner})` : first;
+  const finish = (sum: string): string => product.source?.kind === "late" ? `${sum} * inverses[${at.token}]` : sum;
+  const value = product.gate ? `silu_gate(${finish(first)}, ${finish(partner)})` : finish(first);
   if (product.quantise) return `finished[${at.token} * ${rowsOutputs(product, form)}u + ${at.output}] = ${value};\n`;
   const token = `token0 + ${at.token}`, output = `output0 + ${at.output}`;
   return `if (${token} < tokens && ${output} < ${product.outputs}u) {\n` +
@@ -283,7 +284,7 @@ export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): Ke
     workgroupSize: [threads, 1, 1],
     subgroups: caps.subgroups,
     declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
-      (quantise || source ? blockFunctions(threads, caps) : "") +
+      (quantise || makesCodes(source) ? blockFunctions(threads, caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
     main: prologue(product, form, weight) + columnsText(product, { form, weight, activations }, caps) + end.text,
   };

@@ -11,7 +11,9 @@
 import { siluGateFunction } from "./activation.ts";
 import type { Caps, KernelSource } from "../tensor/kernel.ts";
 import { type Tile, tileOf, tileOutputs } from "./int8_tile.ts";
-import { storesText, tileOutputPorts } from "./int8_tile_stores.ts";
+import { storesText, sumPorts, tileOutputPorts } from "./int8_tile_stores.ts";
+import { type Int8Source, latePorts, memoryPorts } from "./int8_activations.ts";
+import { inversesDeclaration, inversesWgsl } from "./late_norm.ts";
 import { joinedSums, type TileForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, sumValue } from "./int8_weight.ts";
 import { indices } from "./unroll.ts";
@@ -194,6 +196,25 @@ function joinSlices(tile: Tile): string {
   }).join("");
 }
 
+/** The norm whose factors are still to come. */
+function lateNorm({ product: { source } }: Tile): (Int8Source & { kind: "late" }) | undefined {
+  return source?.kind === "late" ? source : undefined;
+}
+
+/** The workgroup that finds its tokens' factors. */
+function lateUse(tile: Tile): { columns: number; tokens: number; lanes: number } {
+  return { columns: tile.product.columns, tokens: tile.tokens, lanes: tile.threads * tile.slices };
+}
+
+/** Multiplies the sums by the factors of their tokens: barriers have been between. */
+function lateText({ threadTokens, threadRows, down }: Tile): string {
+  return indices(threadTokens).map((m) =>
+    `{ let inverse = inverses[${m * down}u + ty]; ${
+      indices(threadRows).map((r) => `sum_${m}_${r} *= inverse;`).join(" ")
+    } }\n`
+  ).join("");
+}
+
 function main(tile: Tile, caps: Caps): string {
   const { product, threads, across, slices } = tile, parts = stagings(tile);
   const pieces = parts.flatMap((part) =>
@@ -205,7 +226,7 @@ function main(tile: Tile, caps: Caps): string {
     indices(tile.threadRows).map((r) => `var sum_${m}_${r} = 0.0;`)
   );
   const compute = tile.pair ? pairText(tile) : blockText(tile);
-  const last = slices * tile.sliceStages > tile.stages;
+  const last = slices * tile.sliceStages > tile.stages, late = lateNorm(tile);
   return `let slice = ${slices === 1 ? "0u" : `lane >> ${Math.log2(threads)}u`};
 let own = lane & ${threads - 1}u;
 let tx = own & ${across - 1}u;
@@ -216,7 +237,7 @@ let row0 = workgroup.y * ${tileOutputs(tile)}u;
 ${sums.join(" ")}
 ${pieces.join(" ")}
 let begin = slice * ${tile.sliceStages}u;
-{ let stage = min(begin, ${tile.stages - 1}u);
+${late ? inversesWgsl(lateUse(tile), late.params, caps) : ""}{ let stage = min(begin, ${tile.stages - 1}u);
 ${fetch}}
 for (var done = 0u; done < ${tile.sliceStages}u; done++) {
 ${put}workgroupBarrier();
@@ -225,18 +246,19 @@ ${fetch}}
 ${last ? `if (begin + done < ${tile.stages}u) {\n${compute}}\n` : compute}workgroupBarrier();
 }
 
-${joinSlices(tile)}${storesText(tile, caps)}`;
+${joinSlices(tile)}${late ? lateText(tile) : ""}${storesText(tile, caps)}`;
 }
 
 /** The WGSL of a product in this form. */
 export function tilesSource(product: Int8Product, form: TileForm, caps: Caps): KernelSource {
-  const tile = tileOf(product, form, caps);
+  const tile = tileOf(product, form, caps), { quantise, argmax, sums } = product, late = lateNorm(tile);
   return {
-    inputs: [{ name: "codes", width: 4 }, { name: "scales", width: 2 }, ...tile.weight.ports],
+    inputs: [...(late ? latePorts : memoryPorts), ...tile.weight.ports, ...(sums ? sumPorts : [])],
     outputs: tileOutputPorts(product),
     workgroupSize: [tile.threads * tile.slices, 1, 1],
-    subgroups: product.quantise || product.argmax,
-    declarations: tile.weight.declarations + (tile.pair ? scalePair : "") + (product.gate ? siluGateFunction : "") +
+    subgroups: quantise || argmax || sums || (late !== undefined && caps.subgroups),
+    declarations: (late ? inversesDeclaration(tile) : "") + tile.weight.declarations + (tile.pair ? scalePair : "") +
+      (product.gate ? siluGateFunction : "") +
       memory(tile),
     main: main(tile, caps),
   };

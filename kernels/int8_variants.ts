@@ -70,7 +70,7 @@ export function tileBytes({ tokens, rows, threadTokens, threadRows, slices }: Ti
   const threads = (tokens / threadTokens) * (rows / threadRows);
   const vectors = stageColumns / 16, blocks = stageColumns / 32;
   const stage = vectors * 16 * (tokens + rows + 4) + blocks * 8 * (tokens + rows);
-  return slices * stage + (slices - 1) * threads * joinedSums * 4;
+  return slices * stage + (slices - 1) * threads * joinedSums * 4 + tokens * 4; // a late norm's factors
 }
 
 /** Columns that a tile form takes into workgroup memory at a time. */
@@ -221,6 +221,12 @@ function blocksForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
 function storesCodes({ rows, threadRows }: TileForm, { subgroupSize }: Caps): boolean {
   const across = rows / threadRows;
   return across >= 8 && across <= Math.min(32, subgroupSize) && threadRows / 2 % (32 / across) === 0;
+}
+
+/** Whether a tile stores sums in codes: neighbours have whole blocks of 32 between them. */
+export function storesSums({ rows, threadRows }: TileForm, { cpu, subgroups, subgroupSize }: Caps): boolean {
+  const across = rows / threadRows;
+  return !cpu && subgroups && across >= 8 && across <= Math.min(32, subgroupSize) && threadRows % (32 / across) === 0;
 }
 
 /** The tile form of a product that stores codes. */

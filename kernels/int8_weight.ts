@@ -141,12 +141,14 @@ export interface Int8Product {
   readonly outputs: number;
   /** Whether the rows' halves are joined. */
   readonly gate: boolean;
-  /** What makes the codes of the activations, in every workgroup; or they come in codes. */
+  /** What makes the codes of the activations, in every workgroup, or what they lack; else they come in codes. */
   readonly source: Int8Source | undefined;
   /** Types of the inputs. */
   readonly types: readonly TensorType[];
   /** Whether outputs are stored in codes and scales. */
   readonly quantise: boolean;
+  /** Whether a sum with another input is stored, and what a late norm needs of it. */
+  readonly sums: boolean;
   /** Whether only the greatest output of each tile of rows is stored, and its place. */
   readonly argmax: boolean;
 }

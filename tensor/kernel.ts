@@ -122,6 +122,16 @@ export interface RewriteContext {
   readonly caps: Caps;
   /** Number of distinct nodes that read this one; outputs of the program count too. */
   readers(node: Node): number;
+  /** The nodes that read this one, as they were traced: rewrites take sources first. */
+  readersOf(node: Node): readonly Node[];
+}
+
+/** A sum of a kernel's result and something else. */
+export interface Addition {
+  /** The sum's node. */
+  readonly sum: Node;
+  /** What is added to the result. */
+  readonly addend: Node;
 }
 
 /** A kernel family member. `P` is plain data. */
@@ -158,6 +168,11 @@ export interface Kernel<P> {
    * vanishing.
    */
   absorb?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
+  /**
+   * This op plus `addend`, of the same type, where it makes more of the `sum` than its value: what readers of the sum would make of
+   * it. The result takes the sum's place.
+   */
+  withAddend?(inputs: readonly Node[], params: P, of: Addition, context: RewriteContext): Node | undefined;
   /** This op with its only output in 8-bit codes and scales (`quantise32`), where it can store it so. */
   withQuantise32?(inputs: readonly Node[], params: P, context: RewriteContext): Node | undefined;
   /**

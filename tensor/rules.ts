@@ -51,8 +51,22 @@ const absorb: Rule = {
   rewrite: (node, context) => node.op === "kernel" ? node.kernel.absorb?.(node.src, node.params, context) : undefined,
 };
 
+/** A kernel adds something to its result, where it makes more of the sum than that. */
+const addend: Rule = {
+  name: "addend",
+  rewrite(node, context) {
+    if (node.op !== "map" || node.fn !== "add") return undefined;
+    for (const [made, other] of [node.src, [...node.src].reverse()] as [Node, Node][]) {
+      if (made.op !== "kernel" || context.readers(made) !== 1) continue;
+      const sum = made.kernel.withAddend?.(made.src, made.params, { sum: node, addend: other }, context);
+      if (sum) return sum;
+    }
+    return undefined;
+  },
+};
+
 /** All rules, in order of application. */
-export const RULES: readonly Rule[] = [siluGate, absorb];
+export const RULES: readonly Rule[] = [siluGate, absorb, addend];
 
 /** A rewritten graph. `order` keeps the place at which each node was traced, which decides what precedes a write. */
 export interface Rewritten {
@@ -85,20 +99,37 @@ function placeBefore(node: Node, position: number, order: Map<Node, number>): vo
   [...made].sort((a, b) => a.id - b.id).forEach((n, i) => order.set(n, position - 1 + (i + 1) / (made.size + 1)));
 }
 
+/** Who reads a node. */
+interface Use {
+  readonly readers: Node[];
+  /** Readers, and once more where the node is an output of the program. */
+  count: number;
+}
+
+function usesOf(nodes: readonly Node[], outputs: readonly Node[]): Map<Node, Use> {
+  const uses = new Map<Node, Use>(nodes.map((node) => [node, { readers: [], count: 0 }]));
+  for (const node of nodes) for (const source of new Set(node.src)) uses.get(source)!.readers.push(node);
+  for (const use of uses.values()) use.count = use.readers.length;
+  for (const node of outputs) uses.get(node)!.count++;
+  return uses;
+}
+
 /** Lets kernels choose their form on a device, then applies every rule to every node, sources first. */
 export function rewriteGraph(outputs: readonly Node[], caps: Caps, rules: readonly Rule[] = RULES): Rewritten {
   const nodes = reachable(outputs);
-  const readers = new Map<Node, number>();
-  for (const node of nodes) for (const source of new Set(node.src)) readers.set(source, (readers.get(source) ?? 0) + 1);
-  for (const node of outputs) readers.set(node, (readers.get(node) ?? 0) + 1);
-  const context: RewriteContext = { caps, readers: (node) => readers.get(node) ?? 0 };
+  const uses = usesOf(nodes, outputs);
+  const context: RewriteContext = {
+    caps,
+    readers: (node) => uses.get(node)?.count ?? 0,
+    readersOf: (node) => uses.get(node)?.readers ?? [],
+  };
   const replaced = new Map<Node, Node>(), order = new Map<Node, number>();
   nodes.forEach((node, position) => {
     let next = withSources(node, node.src.map((source) => replaced.get(source)!));
     // What takes the node's place has its readers, also when the next rule asks.
     const take = (result: Node): void => {
       next = result;
-      if (!readers.has(next)) readers.set(next, context.readers(node));
+      if (!uses.has(next)) uses.set(next, uses.get(node)!);
     };
     take(next);
     if (next.op === "kernel") take(next.kernel.expand?.(next.src, next.params, context) ?? next);

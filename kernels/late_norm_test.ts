@@ -1,0 +1,108 @@
+import { assert, assertEquals } from "@std/assert";
+import { openDevice } from "../tensor/device.ts";
+import { asGpu } from "../tensor/device_testing.ts";
+import { Sym } from "../tensor/dim.ts";
+import { buffer, input, map, type Node, slice } from "../tensor/node.ts";
+import { compile } from "../tensor/program.ts";
+import { RULES } from "../tensor/rules.ts";
+import { runKernel } from "../tensor/run_kernel.ts";
+import { Storage } from "../tensor/storage.ts";
+import { fastLinear, int8Kernel } from "./int8_matmul.ts";
+import { fourBits, int8Call, weightOf } from "./int8_matmul_cases.ts";
+import type { TileForm } from "./int8_variants.ts";
+import { inverseReference, squaresReference } from "./late_norm.ts";
+import { rmsNorm, rmsNormKernel } from "./norm.ts";
+import { quantise32Kernel, quantiseActivations } from "./quantise.ts";
+import { seededRandom } from "./random.ts";
+import type { CaseInput } from "./spec.ts";
+import type { Weight } from "./weight_format.ts";
+
+const eps = 1e-6;
+
+Deno.test("codes do not change with a factor of their row, and the factor may come last", () => {
+  const random = seededRandom(1), columns = 96, x = Float64Array.from({ length: 3 * columns }, () => random.normal());
+  const weight = Float64Array.from({ length: columns }, () => 0.5 + random.uniform());
+  const call = { params: { eps }, inputs: [{ dtype: "f32", shape: [3, columns] } as const], outputs: [] };
+  const early = quantiseActivations(rmsNormKernel.reference(call, [x, weight])[0]!);
+  const late = quantiseActivations(x.map((value, i) => value * weight[i % columns]!));
+  const inverses = inverseReference(squaresReference(x), columns / 32, { eps });
+  assertEquals(late.codes, early.codes);
+  late.scales.forEach((scale, i) => {
+    const finished = scale * inverses[Math.floor(i / 6)]!;
+    assert(Math.abs(finished - early.scales[i]!) <= 1e-12 * Math.abs(finished));
+  });
+});
+
+const forms: readonly TileForm[] = [
+  { kind: "tile", tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 4 },
+  { kind: "tile", tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 1 },
+  { kind: "tile", tokens: 16, rows: 64, threadTokens: 4, threadRows: 8, slices: 2 },
+];
+
+Deno.test("a product stores a sum, and the codes of its norm, as dispatches apart do, bit for bit", async () => {
+  const device = await openDevice(), random = seededRandom(2);
+  try {
+    if (!device.caps.subgroups) return;
+    for (const form of forms) {
+      const kernel = int8Kernel(() => form), tokens = random.integer(20, 70), rows = 32 * random.integer(1, 5);
+      const call = int8Call({ format: fourBits }, [tokens, rows, 64 * random.integer(8, 12)], random);
+      const normal = (shape: readonly number[]): CaseInput => {
+        const count = shape.reduce((a, b) => a * b, 1);
+        return { dtype: "f32", shape, data: Float32Array.from({ length: count }, () => random.normal()) };
+      };
+      const addend = normal([tokens, rows]), weight = normal([rows]);
+      const [y] = await runKernel(device, kernel, call);
+      const sum = Float32Array.from(y!, (value, i) => value + addend.data[i]!);
+      const weighted = sum.map((value, i) => value * weight.data[i % rows]!);
+      const x: CaseInput = { dtype: "f32", shape: [tokens, rows], data: weighted };
+      const [codes, scales] = await runKernel(device, quantise32Kernel, { params: null, inputs: [x] });
+      const params = { format: fourBits, sumNorm: { eps } };
+      const stored = await runKernel(device, kernel, { params, inputs: [...call.inputs, addend, weight] });
+      assertEquals(stored.slice(0, 3), [sum, codes!, scales!], `${tokens} x ${rows}, ${JSON.stringify(form)}`);
+      squaresReference(sum).forEach((value, i) => assert(Math.abs(stored[3]![i]! - value) <= 32 * 2 ** -24 * value));
+    }
+  } finally {
+    device.close();
+  }
+});
+
+/** Two blocks of a decoder without attention: each ends in a sum that the next one's norm and its sum read. */
+function blocks(x: Node, tokens: number, norms: readonly Node[], gateUp: Weight, down: Weight): Node {
+  for (const norm of norms) {
+    const both = fastLinear(rmsNorm(x, norm, eps), gateUp), width = gateUp.rows / 2;
+    const gate = slice(both, [0, 0], [tokens, width]), up = slice(both, [0, width], [tokens, 2 * width]);
+    x = map("add", x, fastLinear(map("mul", map("silu", gate), up), down));
+  }
+  return x;
+}
+
+Deno.test("norms between products take no dispatches, where a device has tiles that store codes", async () => {
+  const opened = await openDevice(), device = asGpu(opened), most = 70, columns = 320, random = seededRandom(3);
+  const tokens = new Sym("tokens", most), gateUp = weightOf(512, columns, 1), down = weightOf(columns, 256, 2);
+  const norms = [0, 1, 2].map(() =>
+    new Storage("f32", [columns], Float32Array.from({ length: columns }, () => 0.5 + random.uniform()))
+  );
+  const trace = (): Node =>
+    blocks(input("x", "f32", [tokens, columns]), most, norms.map((norm) => buffer(norm)), gateUp.weight, down.weight);
+  try {
+    using program = compile(device, trace);
+    using apart = compile(device, trace, { rules: RULES.filter(({ name }) => name !== "addend") });
+    if (device.caps.subgroups) assertEquals([program.dispatchCount, apart.dispatchCount], [7, 9]);
+    const x = Float32Array.from({ length: most * columns }, () => random.normal());
+    const run = async (p: typeof program, from: number, to: number): Promise<Float32Array> => {
+      p.run({ inputs: { x: x.slice(from * columns, to * columns) }, sizes: { tokens: to - from } });
+      return await p.read(0, { tokens: to - from }) as Float32Array;
+    };
+    const whole = await run(program, 0, most), other = await run(apart, 0, most);
+    for (const token of [0, 33, most - 1]) {
+      assertEquals(await run(program, token, token + 1), whole.slice(token * columns, (token + 1) * columns));
+    }
+    // Rounding differs before codes are made, so that a code may be another one.
+    const greatest = other.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+    assert(whole.every((value, i) => Math.abs(value - other[i]!) <= 0.02 * greatest));
+  } finally {
+    [gateUp, down].forEach((held) => held.release());
+    norms.forEach((norm) => norm.release());
+    opened.close();
+  }
+});
