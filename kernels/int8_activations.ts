@@ -120,6 +120,8 @@ export interface Activations {
   readonly loads: string;
   /** Ends with a barrier. Empty where there is nothing to do. */
   readonly rest: string;
+  /** What is left to do before results are stored; ends with a barrier, or is empty. */
+  readonly last: string;
   /** WGSL that declares `low`, `high` and `scale` of a block of 32 columns, of a token of the workgroup. */
   block(token: number, at: string): string;
 }
@@ -145,18 +147,21 @@ const fromMemory: Activations = {
   declarations: "",
   loads: "",
   rest: "",
+  last: "",
   block: (token, at) =>
     `let low = codes((x_${token} + ${at}) * 2u);\nlet high = codes((x_${token} + ${at}) * 2u + 1u);\n` +
     `let scale = scales(x_${token} + ${at});\n`,
 };
 
-/** Codes in memory, and what their products are multiplied by in \`inverses\`. */
+/** Codes in memory, and what their products are multiplied by in `inverses`: it is not needed before the end. */
 function lateActivations(params: RmsNormParams, use: ActivationsUse, caps: Caps): Activations {
+  const { loads, rest } = inversesWgsl(use, params, caps);
   return {
     ...fromMemory,
     ports: latePorts,
     declarations: inversesDeclaration(use),
-    rest: `${inversesWgsl(use, params, caps)}workgroupBarrier();\n`,
+    loads,
+    last: `${rest}workgroupBarrier();\n`,
   };
 }
 
@@ -175,7 +180,7 @@ export function activationsOf(
   if (!source) {
     const shared = tokens > 1 && caps.joinedLanes !== undefined && hasRoom(tokens, columns);
     return shared && sharing >= leastSharing
-      ? { ...own, ports: memoryPorts, loads: "", rest: copyCodes(use) }
+      ? { ...own, ports: memoryPorts, loads: "", rest: copyCodes(use), last: "" }
       : fromMemory;
   }
   const store = { codes: "keep_codes", scales: "keep_scales" };
@@ -187,7 +192,7 @@ export function activationsOf(
     const { loads, rest } = normaliseWgsl({ columns, lanes: each, rows: tokens, eps, ...rows, store }, caps);
     const ports: Port[] = [{ name: "x", width: 4 }, { name: "weight", width: 4 }];
     const declarations = normaliseDeclarations(lanes) + own.declarations;
-    return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n` };
+    return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n`, last: "" };
   }
   const call: KernelCall<MergeParams> = { params: source.params, inputs: types.slice(0, 4), outputs: [] };
   const { loads, rest } = mergeOctetsWgsl(mergeSizesOf(call), source.params, { rows: tokens, lanes, store }, caps);
@@ -195,7 +200,7 @@ export function activationsOf(
     ...[{ name: "sums", width: 4 }, { name: "stats", width: 2 }] as const,
     ...[{ name: "query_start" }, { name: "context_lens" }],
   ];
-  return { ...own, ports, loads, rest: `${rest}\nworkgroupBarrier();\n` };
+  return { ...own, ports, loads, rest: `${rest}\nworkgroupBarrier();\n`, last: "" };
 }
 
 /**

@@ -205,11 +205,11 @@ function isFinished({ quantise, greatestOf, sumNorm }: Int8Params): boolean {
  */
 export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = int8Form): Kernel<Int8Params> {
   const sized = (call: KernelCall<Int8Params>, caps: Caps): { product: Sizes; form: Int8Form } => {
-    const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, source, quantise } = product;
+    const product = sizesOf(call.inputs, call.params), { tokens, rows, columns, source, quantise, sums } = product;
     const own = makesCodes(source), maxTokens = own && !makesSeveral(caps) ? 1 : maxOf(tokens);
     return {
       product,
-      form: choose(caps, { maxTokens, rows, columns, blocks: quantise, makesCodes: own }),
+      form: choose(caps, { maxTokens, rows, columns, blocks: quantise, sums, makesCodes: own }),
     };
   };
   const kernel: Kernel<Int8Params> = {
@@ -273,10 +273,11 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
       return made && kernelNode(kernel, [...made.inputs, ...given], { ...params, source: made.source });
     },
     withAddend(inputs, params, { sum, addend }, context) {
-      if (params.gate || makesCodes(params.source) || isFinished(params)) return undefined;
-      const { form, product } = sized({ inputs, params, outputs: [] }, context.caps);
-      const fits = form.kind === "tile" && product.rows % activationBlock === 0 && storesSums(form, context.caps);
-      const norm = fits ? normOf(sum, kernel as Kernel<unknown>, context) : undefined;
+      if (params.gate || isFinished(params)) return undefined;
+      const { product: { rows, columns, tokens } } = sized({ inputs, params, outputs: [] }, context.caps);
+      const norm = storesSums(context.caps, { maxTokens: maxOf(tokens), rows, columns })
+        ? normOf(sum, kernel as Kernel<unknown>, context)
+        : undefined;
       return norm && kernelNode(kernel, [...inputs, addend, norm.weight], { ...params, sumNorm: norm.params });
     },
   };

@@ -14,6 +14,7 @@ import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumV
 import { type Activations, activationsOf, makesCodes } from "./int8_activations.ts";
 import { blockFunctions, quantiseFinished } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
+import { outputPorts, sumPorts } from "./late_norm.ts";
 
 /** Outputs of a team for each token. */
 function teamOutputs({ gate }: Int8Product, { rows }: RowsForm): number {
@@ -128,7 +129,8 @@ function columnsText(product: Int8Product, parts: Parts, caps: Caps): string {
     loadsText(indices(count).map((u) => `${first} + ${u * stride}u`), form, weight) + productsText(count, parts);
   let text = `let begin = slice * ${form.lanes}u + member;\n`, done = 0;
   if (weight.offset) text += "let ones = vec4u(0x01010101u);\n";
-  if (activations.rest !== "" || joined) {
+  if (activations.rest === "" && !joined) text += activations.loads;
+  else {
     const room = joined ? Math.max(unroll, Math.floor(mostAhead / (form.rows * weight.loads))) : unroll;
     done = Math.min(room, whole);
     const tail = some && done === whole && (whole === 0 || (joined && whole < room));
@@ -149,25 +151,62 @@ function columnsText(product: Int8Product, parts: Parts, caps: Caps): string {
   return text;
 }
 
+/** What {@linkcode earlyLoads} has loaded. */
+const earlySum: SumText = { addend: "early_addend", weight: "early_weight" };
+
 /** The place of an output: which token of the workgroup's, and which of its outputs. */
 interface Place {
   readonly token: string;
   readonly output: string;
 }
 
-/** The store of one output: `first` and `partner` are texts of finished sums. */
-function storeText(product: Int8Product, form: RowsForm, at: Place, first: string, partner: string): string {
-  const finish = (sum: string): string => product.source?.kind === "late" ? `${sum} * inverses[${at.token}]` : sum;
-  const value = product.gate ? `silu_gate(${finish(first)}, ${finish(partner)})` : finish(first);
-  if (product.quantise) return `finished[${at.token} * ${rowsOutputs(product, form)}u + ${at.output}] = ${value};\n`;
+/** What an output is added to, and the weight of its norm: WGSL of both. */
+interface SumText {
+  readonly addend: string;
+  readonly weight: string;
+}
+
+/** Loads of both, of output `output` of token `token` of the workgroup's. */
+function sumText({ outputs }: Int8Product, { token, output }: Place): SumText {
+  const column = `min(output0 + ${output}, ${outputs - 1}u)`;
+  return {
+    addend: `addend(min(token0 + ${token}, tokens - 1u) * ${outputs}u + ${column})`,
+    weight: `norm_weight(${column})`,
+  };
+}
+
+/** The store of one output: `first` and `partner` are texts of finished sums, `sum` of what they are added to. */
+function storeText(
+  product: Int8Product,
+  form: RowsForm,
+  at: Place,
+  [first, partner]: readonly string[],
+  sum = sumText(product, at),
+): string {
+  const finish = (value: string): string =>
+    product.source?.kind === "late" ? `${value} * inverses[${at.token}]` : value;
+  const value = product.gate ? `silu_gate(${finish(first!)}, ${finish(partner!)})` : finish(first!);
+  const own = `${at.token} * ${rowsOutputs(product, form)}u + ${at.output}`;
+  if (product.sums) {
+    return `{ let put_at = ${own};
+  let x = ${value} + ${sum.addend};
+  finished[put_at] = x * ${sum.weight};
+  finished_squares[put_at] = x * x;
+  ${yStore(product, at, "x")} }\n`;
+  }
+  return product.quantise ? `finished[${own}] = ${value};\n` : yStore(product, at, value);
+}
+
+/** The store of a float. */
+function yStore({ outputs }: Int8Product, at: Place, value: string): string {
   const token = `token0 + ${at.token}`, output = `output0 + ${at.output}`;
-  return `if (${token} < tokens && ${output} < ${product.outputs}u) {\n` +
-    `  store_y((${token}) * ${product.outputs}u + ${output}, ${value});\n}\n`;
+  return `if (${token} < tokens && ${output} < ${outputs}u) {\n` +
+    `  store_y((${token}) * ${outputs}u + ${output}, ${value});\n}\n`;
 }
 
 /** Quantises the finished outputs of a workgroup, eight an invocation. */
 function quantiseText(product: Int8Product, form: RowsForm, caps: Caps): string {
-  if (!product.quantise) return "";
+  if (!product.quantise && !product.sums) return "";
   const octets = rowsOutputs(product, form) / 8, count = octets * form.tokens, threads = threadsOf(form);
   const all = product.outputs / 8, inside = `item < ${count}u && token < tokens && octet < ${all}u`;
   const store = { codes: "store_y_codes", scales: "store_y_scales" };
@@ -175,9 +214,17 @@ function quantiseText(product: Int8Product, form: RowsForm, caps: Caps): string 
     `let item = ${item};
 let token = token0 + item / ${octets}u;
 let octet = item % ${octets}u + output0 / 8u;
-${quantiseFinished(`8u * min(item, ${count - 1}u)`, `token * ${all}u + octet`, inside, caps, store)}`;
+${quantiseFinished(`8u * min(item, ${count - 1}u)`, `token * ${all}u + octet`, inside, caps, store)}
+${product.sums ? squaresText(`token * ${all}u + octet`, inside, caps) : ""}`;
   const turns = indices(Math.ceil(count / threads));
   return `workgroupBarrier();\n` + turns.map((turn) => `{\n${text(`lane + ${turn * threads}u`)}\n}\n`).join("");
+}
+
+/** Adds up the squares of a block, whose octets four neighbours have, from \`start\` on. */
+function squaresText(at: string, inside: string, caps: Caps): string {
+  const eight = indices(8).map((i) => `finished_squares[start + ${i}u]`).join(" + ");
+  return `let squares_of_block = block_sum(${eight}${caps.subgroups ? "" : ", lane"});
+if (${inside} && (lane & 3u) == 0u) { store_y_squares((${at}) >> 2u, squares_of_block); }`;
 }
 
 /**
@@ -220,13 +267,26 @@ function teamStores(product: Int8Product, form: RowsForm, { cells, first, own }:
   const each = teamOutputs(product, form), shift = Math.log2(each);
   const stores = cells.map(([sum, partner], i) => {
     const at = { token: `((cell + ${i}u) >> ${shift}u)`, output: `team * ${each}u + ((cell + ${i}u) & ${each - 1}u)` };
-    return storeText(product, form, at, sum!, partner ?? "");
+    return storeText(product, form, at, [sum!, partner ?? ""]);
   });
   return `if (${own}) {\nlet cell = ${first};\n${stores.join("")}}\n`;
 }
 
+/** Loads that the stores need, on their way while weights are multiplied: where an invocation stores one output at most. */
+function earlyLoads(product: Int8Product, form: RowsForm): string {
+  const outputs = rowsOutputs(product, form), at = `min(lane, ${outputs * form.tokens - 1}u)`;
+  const { addend, weight } = sumText(product, { token: `${at} / ${outputs}u`, output: `${at} % ${outputs}u` });
+  return `let early_addend = ${addend};\nlet early_weight = ${weight};\n`;
+}
+
+/** Whether {@linkcode earlyLoads} come before the products. */
+function loadsEarly(product: Int8Product, form: RowsForm, caps: Caps): boolean {
+  const alone = rowsOutputs(product, form) * form.tokens <= threadsOf(form);
+  return product.sums && alone && (form.slices > 1 || !caps.subgroups);
+}
+
 /** Adds up `parts` partial sums of every output in workgroup memory; one invocation stores one output. */
-function sharedStores(product: Int8Product, form: RowsForm, parts: number): string {
+function sharedStores(product: Int8Product, form: RowsForm, parts: number, early: boolean): string {
   const each = teamOutputs(product, form), outputs = form.groups * each, sums = form.rows * form.tokens;
   const threads = threadsOf(form), count = outputs * form.tokens;
   const names = product.gate ? ["first", "partner"] : ["first"];
@@ -242,7 +302,7 @@ let own = i & ${outputs - 1}u;
 let at = (own >> ${Math.log2(each)}u) * ${sums}u + (token * ${each}u + (own & ${each - 1}u)) * ${names.length}u;
 ${names.map((name) => `var ${name} = 0.0;`).join(" ")}
 ${additions}
-${storeText(product, form, { token: "token", output: "own" }, "first", "partner")}`;
+${storeText(product, form, { token: "token", output: "own" }, ["first", "partner"], early ? earlySum : undefined)}`;
   if (count <= threads) return `let i = lane;\nif (i < ${count}u) {\n${body}}\n`;
   return `for (var i = lane; i < ${count}u; i += ${threads}u) {\n${body}}\n`;
 }
@@ -260,14 +320,15 @@ function epilogue(product: Int8Product, form: RowsForm, caps: Caps): { text: str
     cells.flat().map((name, i) => `partial[put + ${i}u] = ${name};`).join(" ") + "\n";
   const text = team ? `${team.text}if (${team.own}) {\n${put}}\n` : put;
   return {
-    text: `${text}workgroupBarrier();\n${sharedStores(product, form, parts)}${quantiseText(product, form, caps)}`,
+    text: `${text}workgroupBarrier();\n${sharedStores(product, form, parts, loadsEarly(product, form, caps))}` +
+      quantiseText(product, form, caps),
     floats: parts * groups * sums,
   };
 }
 
 /** The WGSL of a product in this form. */
 export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): KernelSource {
-  const weight = int8Weight(product.format, product.columns, caps), { gate, quantise, source, types } = product;
+  const weight = int8Weight(product.format, product.columns, caps), { gate, quantise, sums, source, types } = product;
   const end = epilogue(product, form, caps), threads = threadsOf(form);
   const activations = activationsOf(source, types, {
     columns: product.columns,
@@ -275,17 +336,18 @@ export function rowsSource(product: Int8Product, form: RowsForm, caps: Caps): Ke
     lanes: threads,
     sharing: form.groups * form.lanes,
   }, caps);
-  const finished = quantise
-    ? `var<workgroup> finished: array<f32, ${rowsOutputs(product, form) * form.tokens}>;\n`
-    : "";
+  const count = rowsOutputs(product, form) * form.tokens, early = loadsEarly(product, form, caps);
+  const finished = (quantise || sums ? `var<workgroup> finished: array<f32, ${count}>;\n` : "") +
+    (sums ? `var<workgroup> finished_squares: array<f32, ${count}>;\n` : "");
   return {
-    inputs: [...activations.ports, ...weight.ports],
-    outputs: quantise ? [{ name: "y_codes", width: 2 }, { name: "y_scales", width: 2 }] : [{ name: "y" }],
+    inputs: [...activations.ports, ...weight.ports, ...(sums ? sumPorts : [])],
+    outputs: outputPorts(product, 2),
     workgroupSize: [threads, 1, 1],
     subgroups: caps.subgroups,
     declarations: weight.declarations + (gate ? siluGateFunction : "") + activations.declarations + finished +
-      (quantise || makesCodes(source) ? blockFunctions(threads, caps) : "") +
+      (quantise || sums || makesCodes(source) ? blockFunctions(threads, caps) : "") +
       (end.floats > 0 ? `var<workgroup> partial: array<f32, ${end.floats}>;\n` : ""),
-    main: prologue(product, form, weight) + columnsText(product, { form, weight, activations }, caps) + end.text,
+    main: prologue(product, form, weight) + (early ? earlyLoads(product, form) : "") +
+      columnsText(product, { form, weight, activations }, caps) + activations.last + end.text,
   };
 }

@@ -7,6 +7,7 @@
 import type { Caps, Port } from "../tensor/kernel.ts";
 import { type Tile, tileOutputs } from "./int8_tile.ts";
 import type { Int8Product } from "./int8_weight.ts";
+import { outputPorts } from "./late_norm.ts";
 import { smallestMax } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
@@ -172,15 +173,9 @@ if (tx == 0u && ${inside}) {
   ).join("");
 }
 
-/** The inputs after the weight of a product that stores sums. */
-export const sumPorts: readonly Port[] = [{ name: "addend" }, { name: "norm_weight" }];
-
 /** The outputs of a product's tiles. */
-export function tileOutputPorts({ quantise, sums, argmax }: Int8Product): Port[] {
-  if (argmax) return [{ name: "value" }, { name: "place" }];
-  const codes: Port[] = [{ name: "y_codes" }, { name: "y_scales", width: 2 }];
-  if (sums) return [{ name: "y" }, ...codes, { name: "y_squares" }];
-  return quantise ? codes : [{ name: "y" }];
+export function tileOutputPorts(product: Int8Product): Port[] {
+  return product.argmax ? [{ name: "value" }, { name: "place" }] : outputPorts(product, 1);
 }
 
 /** All that is stored, by the first slice. */

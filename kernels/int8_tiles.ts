@@ -11,9 +11,9 @@
 import { siluGateFunction } from "./activation.ts";
 import type { Caps, KernelSource } from "../tensor/kernel.ts";
 import { type Tile, tileOf, tileOutputs } from "./int8_tile.ts";
-import { storesText, sumPorts, tileOutputPorts } from "./int8_tile_stores.ts";
+import { storesText, tileOutputPorts } from "./int8_tile_stores.ts";
 import { type Int8Source, latePorts, memoryPorts } from "./int8_activations.ts";
-import { inversesDeclaration, inversesWgsl } from "./late_norm.ts";
+import { inversesDeclaration, inversesWgsl, sumPorts } from "./late_norm.ts";
 import { joinedSums, type TileForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, sumValue } from "./int8_weight.ts";
 import { indices } from "./unroll.ts";
@@ -227,6 +227,7 @@ function main(tile: Tile, caps: Caps): string {
   );
   const compute = tile.pair ? pairText(tile) : blockText(tile);
   const last = slices * tile.sliceStages > tile.stages, late = lateNorm(tile);
+  const inverses = late ? inversesWgsl(lateUse(tile), late.params, caps) : { loads: "", rest: "" };
   return `let slice = ${slices === 1 ? "0u" : `lane >> ${Math.log2(threads)}u`};
 let own = lane & ${threads - 1}u;
 let tx = own & ${across - 1}u;
@@ -237,9 +238,9 @@ let row0 = workgroup.y * ${tileOutputs(tile)}u;
 ${sums.join(" ")}
 ${pieces.join(" ")}
 let begin = slice * ${tile.sliceStages}u;
-${late ? inversesWgsl(lateUse(tile), late.params, caps) : ""}{ let stage = min(begin, ${tile.stages - 1}u);
+${inverses.loads}{ let stage = min(begin, ${tile.stages - 1}u);
 ${fetch}}
-for (var done = 0u; done < ${tile.sliceStages}u; done++) {
+${inverses.rest}for (var done = 0u; done < ${tile.sliceStages}u; done++) {
 ${put}workgroupBarrier();
 if (done + 1u < ${tile.sliceStages}u) { let stage = min(begin + done + 1u, ${tile.stages - 1}u);
 ${fetch}}

@@ -58,6 +58,8 @@ export interface Int8Size {
   readonly columns: number;
   /** Whether the outputs of a workgroup have to be whole blocks of 32, two rows each: gated and stored in codes. */
   readonly blocks?: boolean;
+  /** Whether a sum is stored, and the codes of its norm: a workgroup has whole blocks of 32 outputs. */
+  readonly sums?: boolean;
   /** Whether every workgroup makes the activations' codes for itself: fewer and larger ones then. */
   readonly makesCodes?: boolean;
 }
@@ -223,10 +225,35 @@ function storesCodes({ rows, threadRows }: TileForm, { subgroupSize }: Caps): bo
   return across >= 8 && across <= Math.min(32, subgroupSize) && threadRows / 2 % (32 / across) === 0;
 }
 
-/** Whether a tile stores sums in codes: neighbours have whole blocks of 32 between them. */
-export function storesSums({ rows, threadRows }: TileForm, { cpu, subgroups, subgroupSize }: Caps): boolean {
-  const across = rows / threadRows;
-  return !cpu && subgroups && across >= 8 && across <= Math.min(32, subgroupSize) && threadRows % (32 / across) === 0;
+/** Workgroups of 32 outputs that keep a GPU busy, and that are resident at once. */
+const leastSumGroups = 100, mostSumGroups = 132;
+
+/** Tokens up to which tiles that store sums are the faster way: beyond, a norm's dispatch fills a GPU by itself. */
+const mostSumTokens = 64;
+
+/** The matrix-vector form whose workgroups make 32 outputs of each token: few workgroups, so that each has many invocations. */
+function sumsForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
+  const most = caps.subgroups ? caps.subgroupSize : 32, form = { kind: "rows", unroll: 1 } as const;
+  const slices = (teams: number): number => Math.min(1024, caps.maxInvocations) / (32 * teams);
+  if (maxTokens === 1) {
+    const lanes = Math.min(32, most);
+    return { ...form, rows: 4, tokens: 1, lanes, groups: 8, slices: slices(lanes / 4) };
+  }
+  const lanes = Math.min(8, most);
+  return { ...form, rows: 2, tokens: servedTokens(maxTokens), lanes, groups: 16, slices: slices(lanes / 2) / 2 };
+}
+
+/** Whether products store sums in codes: in tiles neighbours have whole blocks of 32 between them, as their threads have. */
+export function storesSums(caps: Caps, size: Int8Size): boolean {
+  const { cpu, subgroups, subgroupSize } = caps, { maxTokens, rows } = size;
+  if (cpu || !subgroups || rows % 32 !== 0) return false;
+  if (maxTokens <= mostRowsTokens) {
+    const { tokens } = sumsForm(caps, size), groups = Math.ceil(maxTokens / tokens) * rows / 32;
+    return caps.joinedLanes === undefined && groups >= leastSumGroups && groups <= mostSumGroups;
+  }
+  if (maxTokens > mostSumTokens) return false;
+  const form = tileForm(caps, size), across = form.rows / form.threadRows;
+  return across >= 8 && across <= Math.min(32, subgroupSize) && form.threadRows % (32 / across) === 0;
 }
 
 /** The tile form of a product that stores codes. */
@@ -244,6 +271,7 @@ export function hasBlocksForm(maxTokens: number, caps: Caps): boolean {
 export function int8Form(caps: Caps, size: Int8Size): Int8Form {
   const joined = joinedForm(caps, size);
   if (joined) return joined;
+  if (size.sums && size.maxTokens <= mostRowsTokens) return sumsForm(caps, size);
   if (size.blocks) return size.maxTokens <= mostRowsTokens ? blocksForm(caps, size) : blocksTile(caps, size);
   return size.maxTokens <= mostRowsTokens ? rowsForm(caps, size) : tileForm(caps, size);
 }

@@ -9,7 +9,7 @@ import { runKernel } from "../tensor/run_kernel.ts";
 import { Storage } from "../tensor/storage.ts";
 import { fastLinear, int8Kernel } from "./int8_matmul.ts";
 import { fourBits, int8Call, weightOf } from "./int8_matmul_cases.ts";
-import type { TileForm } from "./int8_variants.ts";
+import type { Int8Form } from "./int8_variants.ts";
 import { inverseReference, squaresReference } from "./late_norm.ts";
 import { rmsNorm, rmsNormKernel } from "./norm.ts";
 import { quantise32Kernel, quantiseActivations } from "./quantise.ts";
@@ -33,10 +33,13 @@ Deno.test("codes do not change with a factor of their row, and the factor may co
   });
 });
 
-const forms: readonly TileForm[] = [
+const forms: readonly Int8Form[] = [
   { kind: "tile", tokens: 16, rows: 32, threadTokens: 4, threadRows: 4, slices: 4 },
   { kind: "tile", tokens: 32, rows: 32, threadTokens: 4, threadRows: 4, slices: 1 },
   { kind: "tile", tokens: 16, rows: 64, threadTokens: 4, threadRows: 8, slices: 2 },
+  { kind: "rows", rows: 4, tokens: 1, lanes: 8, groups: 8, slices: 2, unroll: 1 },
+  { kind: "rows", rows: 2, tokens: 8, lanes: 8, groups: 16, slices: 1, unroll: 1 },
+  { kind: "rows", rows: 2, tokens: 2, lanes: 4, groups: 32, slices: 4, unroll: 1 },
 ];
 
 Deno.test("a product stores a sum, and the codes of its norm, as dispatches apart do, bit for bit", async () => {
@@ -76,33 +79,35 @@ function blocks(x: Node, tokens: number, norms: readonly Node[], gateUp: Weight,
   return x;
 }
 
-Deno.test("norms between products take no dispatches, where a device has tiles that store codes", async () => {
-  const opened = await openDevice(), device = asGpu(opened), most = 70, columns = 320, random = seededRandom(3);
-  const tokens = new Sym("tokens", most), gateUp = weightOf(512, columns, 1), down = weightOf(columns, 256, 2);
-  const norms = [0, 1, 2].map(() =>
-    new Storage("f32", [columns], Float32Array.from({ length: columns }, () => 0.5 + random.uniform()))
-  );
-  const trace = (): Node =>
-    blocks(input("x", "f32", [tokens, columns]), most, norms.map((norm) => buffer(norm)), gateUp.weight, down.weight);
-  try {
-    using program = compile(device, trace);
-    using apart = compile(device, trace, { rules: RULES.filter(({ name }) => name !== "addend") });
-    if (device.caps.subgroups) assertEquals([program.dispatchCount, apart.dispatchCount], [7, 9]);
-    const x = Float32Array.from({ length: most * columns }, () => random.normal());
-    const run = async (p: typeof program, from: number, to: number): Promise<Float32Array> => {
-      p.run({ inputs: { x: x.slice(from * columns, to * columns) }, sizes: { tokens: to - from } });
-      return await p.read(0, { tokens: to - from }) as Float32Array;
-    };
-    const whole = await run(program, 0, most), other = await run(apart, 0, most);
-    for (const token of [0, 33, most - 1]) {
-      assertEquals(await run(program, token, token + 1), whole.slice(token * columns, (token + 1) * columns));
+for (const [most, columns] of [[64, 320], [32, 832]] as const) {
+  Deno.test(`norms between products of ${most} tokens take no dispatches, where a device has what they need`, async () => {
+    const opened = await openDevice(), device = asGpu(opened), random = seededRandom(3);
+    const tokens = new Sym("tokens", most), gateUp = weightOf(256, columns, 1), down = weightOf(columns, 128, 2);
+    const norms = [0, 1, 2].map(() =>
+      new Storage("f32", [columns], Float32Array.from({ length: columns }, () => 0.5 + random.uniform()))
+    );
+    const trace = (): Node =>
+      blocks(input("x", "f32", [tokens, columns]), most, norms.map((norm) => buffer(norm)), gateUp.weight, down.weight);
+    try {
+      using program = compile(device, trace);
+      using apart = compile(device, trace, { rules: RULES.filter(({ name }) => name !== "addend") });
+      if (device.caps.subgroups) assertEquals([program.dispatchCount, apart.dispatchCount], [7, 9]);
+      const x = Float32Array.from({ length: most * columns }, () => random.normal());
+      const run = async (p: typeof program, from: number, to: number): Promise<Float32Array> => {
+        p.run({ inputs: { x: x.slice(from * columns, to * columns) }, sizes: { tokens: to - from } });
+        return await p.read(0, { tokens: to - from }) as Float32Array;
+      };
+      const whole = await run(program, 0, most), other = await run(apart, 0, most);
+      for (const token of [0, 17, most - 1]) {
+        assertEquals(await run(program, token, token + 1), whole.slice(token * columns, (token + 1) * columns));
+      }
+      // Rounding differs before codes are made, so that a code may be another one.
+      const greatest = other.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+      assert(whole.every((value, i) => Math.abs(value - other[i]!) <= 0.02 * greatest));
+    } finally {
+      [gateUp, down].forEach((held) => held.release());
+      norms.forEach((norm) => norm.release());
+      opened.close();
     }
-    // Rounding differs before codes are made, so that a code may be another one.
-    const greatest = other.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
-    assert(whole.every((value, i) => Math.abs(value - other[i]!) <= 0.02 * greatest));
-  } finally {
-    [gateUp, down].forEach((held) => held.release());
-    norms.forEach((norm) => norm.release());
-    opened.close();
-  }
-});
+  });
+}
