@@ -1,7 +1,7 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
  * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone. In
- * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, to a token each of many sequences by `batch_attention.ts`, and to
+ * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, or in two dispatches by `flash_merge.ts`, to a token each of many sequences by `batch_attention.ts`, and to
  * both in a step by `mixed_attention.ts`, which add in another order, as the merge of many tiles may.
  *
  * @module
@@ -13,6 +13,7 @@ import { type AttentionBatch, pagedAttentionKernel, type PagedAttentionParams } 
 import { TILE } from "./attention_layout.ts";
 import { batchAttention } from "./batch_attention.ts";
 import { flashAttentionKernel, flashForm } from "./flash_attention.ts";
+import { flashInParts } from "./flash_merge.ts";
 import { decodeAttention, isSplit, mergePartials } from "./decode_attention.ts";
 import { mixedAttention } from "./mixed_attention.ts";
 import { ropeAttentionPartials } from "./rope_attention.ts";
@@ -31,8 +32,8 @@ export const attendKernel: Kernel<PagedAttentionParams> = {
     const mixed = params.fast && mixedAttention(inputs, params, context.caps);
     if (mixed) return mixed;
     if (rows > Math.max(FEW_ROWS, 2 * sequences)) {
-      const flash = params.fast && flashForm({ inputs }, context.caps);
-      return flash ? kernelNode(flashAttentionKernel, inputs, params) : undefined;
+      if (!params.fast || !flashForm({ inputs }, context.caps)) return undefined;
+      return flashInParts(inputs, params, context.caps) ?? kernelNode(flashAttentionKernel, inputs, params);
     }
     if (capacity <= TILE) return undefined;
     const batch = { queryStart: queryStart!, contextLens: contextLens!, blockTables: blockTables! };

@@ -20,45 +20,21 @@ import { bytesPerElement, isFloat } from "../tensor/dtype.ts";
 import type { Kernel, KernelCall, TensorType } from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import { layoutOf, type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
+import { attendTo, eachRow } from "./attention_reference.ts";
 import { attentionWgsl } from "./attention_wgsl.ts";
+import { indices } from "./unroll.ts";
 
 export type { PagedAttentionParams } from "./attention_layout.ts";
 
-/** Softmax over the keys a query sees, then the weighted mean of their values, in float64. */
+/** Every head of every row over all the keys that it sees. */
 function reference(call: KernelCall<PagedAttentionParams>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
-  const [q, keys, values, queryStart, contextLens, blockTables] = inputs as [
-    ArrayLike<number>,
-    ArrayLike<number>,
-    ArrayLike<number>,
-    ArrayLike<number>,
-    ArrayLike<number>,
-    ArrayLike<number>,
-  ];
-  const { heads, kvHeads, headDim, maxBlocks } = sizesOf(call), { blockSize, scale } = call.params;
-  const attended = new Float64Array(q.length);
-  for (let b = 0; b < contextLens.length; b++) {
-    const start = queryStart[b]!, end = queryStart[b + 1]!;
-    const rowOf = (p: number) => blockTables[b * maxBlocks + Math.floor(p / blockSize)]! * blockSize + p % blockSize;
-    for (let row = start; row < end; row++) {
-      const seen = contextLens[b]! - (end - row) + 1;
-      for (let head = 0; head < heads; head++) {
-        const at = (row * heads + head) * headDim, kvHead = Math.floor(head / (heads / kvHeads));
-        const scores = Array.from({ length: Math.max(0, seen) }, (_, p) => {
-          const key = (rowOf(p) * kvHeads + kvHead) * headDim;
-          let score = 0;
-          for (let d = 0; d < headDim; d++) score += q[at + d]! * keys[key + d]!;
-          return score * scale;
-        });
-        const greatest = scores.reduce((a, b) => Math.max(a, b), -Infinity);
-        const weights = scores.map((score) => Math.exp(score - greatest));
-        const sum = weights.reduce((a, b) => a + b, 0);
-        weights.forEach((weight, p) => {
-          const value = (rowOf(p) * kvHeads + kvHead) * headDim;
-          for (let d = 0; d < headDim; d++) attended[at + d]! += weight / sum * values[value + d]!;
-        });
-      }
+  const { heads, headDim } = sizesOf(call), attended = new Float64Array(inputs[0]!.length);
+  eachRow(inputs[3]!, inputs[4]!, (row, seen, b) => {
+    const positions = indices(seen);
+    for (let head = 0; head < heads; head++) {
+      attended.set(attendTo(call, inputs, { b, row, head }, positions).mean, (row * heads + head) * headDim);
     }
-  }
+  });
   return [attended];
 }
 

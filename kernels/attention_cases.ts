@@ -110,9 +110,35 @@ function fastTolerance(call: CaseCall<PagedAttentionParams>): number[] {
   return [tolerance(call)[0]! + 1.3 * Math.sqrt(headDim) * 2 ** -11 + 2 * (Math.sqrt(32) + 1) * 2 ** -11];
 }
 
-const bench =
-  (sequences: AttentionSetting["sequences"], kvHeads: number, group: number, headDim: number) => (random: Random) =>
-    attentionCall({ sequences, kvHeads, group, headDim, blockSize: 16, pool: "f16" }, random);
+/** A piece of a prompt behind a long context, on GPUs cut in parts, alone or beside single queries. */
+function longSetting(random: Random): AttentionSetting {
+  const queries = random.integer(25, 40), singles = random.uniform() < 0.5 ? 0 : random.integer(9, 12);
+  return {
+    sequences: [...Array.from({ length: singles }, () => [1, random.integer(1, 40)] as const), [
+      queries,
+      random.integer(1025, 1100),
+    ]],
+    kvHeads: random.integer(1, 2),
+    group: random.integer(1, 4),
+    headDim: 32 * random.integer(1, 3),
+    blockSize: 16,
+    pool: "f16",
+    padding: random.integer(0, 3),
+    fast: true,
+  };
+}
+
+const bench = (
+  sequences: AttentionSetting["sequences"],
+  kvHeads: number,
+  group: number,
+  headDim: number,
+  how: Pick<AttentionSetting, "fast"> = {},
+) =>
+(random: Random) => attentionCall({ sequences, kvHeads, group, headDim, blockSize: 16, pool: "f16", ...how }, random);
+
+/** Sequences that decode a token each, in steps with prompts. */
+const decoding = Array.from({ length: 16 }, () => [1, 512] as const);
 
 /** Cases of paged attention. */
 export const cases: KernelCase<PagedAttentionParams>[] = [
@@ -147,6 +173,20 @@ export const cases: KernelCase<PagedAttentionParams>[] = [
       const prompt = [random.integer(40, 90), 90 + random.integer(0, 200)] as const;
       return attentionCall({ ...setting, sequences: [prompt, ...setting.sequences], pool: "f16", fast: true }, random);
     },
+    tolerance: fastTolerance,
+    bench: {
+      "0.5B, prefill of 512": bench([[512, 512]], 2, 7, 64, { fast: true }),
+      "0.5B, 48 queries at 8192": bench([[48, 8192]], 2, 7, 64, { fast: true }),
+      "0.5B, 112 queries at 8192": bench([[112, 8192]], 2, 7, 64, { fast: true }),
+      "0.5B, 48 queries at 8192 beside 16 decoding": bench([...decoding, [48, 8192]], 2, 7, 64, { fast: true }),
+      "0.5B, 112 queries at 8192 beside 16 decoding": bench([...decoding, [112, 8192]], 2, 7, 64, { fast: true }),
+      "7B, 48 queries at 8192": bench([[48, 8192]], 4, 7, 128, { fast: true }),
+    },
+  },
+  {
+    name: "attention of few queries to long contexts",
+    kernel: attendKernel,
+    random: (random) => attentionCall(longSetting(random), random),
     tolerance: fastTolerance,
   },
   {

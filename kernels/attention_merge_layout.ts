@@ -28,8 +28,8 @@ export function mergeSizesOf(
   return { rows, tiles, heads, headDim, sequences: inputs[3]!.shape[0]! };
 }
 
-/** WGSL that finds the sequence of `row` and how many keys it sees; in a batch of single queries that is one look. */
-export function seenWgsl(sequences: Dim): string {
+/** WGSL that finds the `sequence` of `row` and how many keys are `seen`; in a batch of single queries that is one look. */
+export function sequenceWgsl(sequences: Dim): string {
   return `
   let sequences = ${dimWgsl(sequences)};
   var sequence = min(row, max(sequences, 1u) - 1u);
@@ -44,7 +44,12 @@ export function seenWgsl(sequences: Dim): string {
   var seen = 0u;
   if (sequence < sequences) {
     seen = u32(max(context_lens(sequence) - query_start(sequence + 1u) + i32(row) + 1, 0));
-  }
+  }`;
+}
+
+/** {@linkcode sequenceWgsl}, and how many tiles of keys `row` sees. */
+export function seenWgsl(sequences: Dim): string {
+  return `${sequenceWgsl(sequences)}
   let tiles = (seen + ${TILE - 1}u) >> 7u;`;
 }
 

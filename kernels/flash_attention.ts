@@ -9,6 +9,8 @@
  * of them is added up in half precision, which errs by 6e-4 of the result (root mean square), a tenth of what storing the result
  * in 8 bits costs, and tiles are added up in f32. Where a product follows, the result is stored in 8-bit codes (`quantise.ts`).
  *
+ * Where queries are few and contexts long, contexts are cut in parts (`flash_parts.ts`).
+ *
  * A row's tiles begin at position 0 of its own context, and a key that it does not see adds exactly 0: within a program its
  * result does not depend on its batch. Against `attention.ts` it differs as any two orders of summation do, and by that rounding.
  *
@@ -23,11 +25,11 @@ import { kernelNode, type Node, output, outputTypes, rewrittenKernel } from "../
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { sizesOf } from "./attention_layout.ts";
 import { flashWgsl } from "./flash_attention_wgsl.ts";
-import { flashBytes, type FlashForm, type FlashParams, singleRows } from "./flash_form.ts";
+import { flashBytes, type FlashForm, type FlashParams, keepRows, singleRows } from "./flash_form.ts";
 import { quantise32Kernel } from "./quantise.ts";
 
-/** Workgroups of 64 queries that are fewer than an H100 has processors. */
-const FEW_WORKGROUPS = 132;
+/** Workgroups that are no more than an H100 has processors. */
+export const FEW_WORKGROUPS = 132;
 
 /**
  * Tiles beyond those that rows fill, where sequences of one query have none: each other sequence may begin one. A workgroup takes
@@ -56,7 +58,8 @@ export function flashForm(
   return undefined;
 }
 
-function formOf(call: KernelCall<PagedAttentionParams>, caps: Caps): FlashForm {
+/** The form for a call that has one. */
+export function flashFormOf(call: KernelCall<PagedAttentionParams>, caps: Caps): FlashForm {
   const form = flashForm(call, caps);
   if (!form) throw new Error(`Cannot attend by tiles to heads of ${sizesOf(call).headDim}: use pagedAttention()`);
   return form;
@@ -79,9 +82,9 @@ export const flashAttentionKernel: Kernel<FlashParams> = {
     const types = pagedAttentionKernel.infer(inputs, params);
     return params.quantise ? quantise32Kernel.infer(types, null) : types;
   },
-  wgsl: (call, caps) => flashWgsl(call, formOf(call, caps), caps),
+  wgsl: (call, caps) => flashWgsl(call, flashFormOf(call, caps), caps),
   grid(call, caps, resolve) {
-    const { queries } = formOf(call, caps), { rows, sequences, heads } = sizesOf(call), count = resolve(rows);
+    const { queries } = flashFormOf(call, caps), { rows, sequences, heads } = sizesOf(call), count = resolve(rows);
     const most = resolve(sequences), others = call.params.singlesGiven ? Math.min(most, SPARE_TILES) : most;
     const tiles = count === 0 ? 0 : Math.floor(count / queries) + others + 1, y = Math.min(tiles, 65535);
     return [heads, y, y === 0 ? 0 : Math.ceil(tiles / y)];
@@ -90,13 +93,7 @@ export const flashAttentionKernel: Kernel<FlashParams> = {
     const { quantise, singlesGiven } = call.params, attended = pagedAttentionKernel.reference(call, inputs);
     const results = quantise ? quantise32Kernel.reference({ ...call, params: null }, attended) : attended;
     const rows = singlesGiven ? singleRows(inputs[3]!, inputs[4]!.length) : [];
-    results.forEach((result, i) => {
-      const columns = result.length / maxOf(call.inputs[0]!.shape[0]!), given = inputs[6 + i]!;
-      for (const row of rows) {
-        for (let at = row * columns; at < (row + 1) * columns; at++) result[at] = given[at]!;
-      }
-    });
-    return results;
+    return keepRows(results, inputs.slice(6), rows, maxOf(call.inputs[0]!.shape[0]!));
   },
   updates: ({ params: { singlesGiven, quantise } }) => !singlesGiven ? [] : quantise ? [6, 7] : [6],
   withQuantise32(inputs, params, context) {

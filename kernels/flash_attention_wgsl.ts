@@ -5,7 +5,7 @@
  * @module
  */
 import { type Caps, dimWgsl, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
-import { LOWEST, sizesOf } from "./attention_layout.ts";
+import { LOWEST, type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
 import { rowsWgsl } from "./attention_wgsl.ts";
 import { joinText, storeText } from "./flash_finish_wgsl.ts";
 import { type Flash, type FlashForm, flashOf, type FlashParams } from "./flash_form.ts";
@@ -19,8 +19,16 @@ const NOTHING = "-1e30";
 /** Weights are smaller by this power of two: a tile's sum of values up to 8,192 stays below half precision's greatest number. */
 const HEADROOM = "2.0";
 
+/** A part of a context, where it is cut (`flash_parts.ts`). */
+export interface FlashPart {
+  /** WGSL of the part's first key, which is less than `key_end`. */
+  readonly begin: string;
+  /** Parts that take turns. */
+  readonly most: number;
+}
+
 /** Workgroup memory, padded so that writes of neighbouring lanes meet different banks. */
-function declarations({ threadQueries, down, across, chunks, slices, keys, threads, narrow }: Flash): string {
+export function declarations({ threadQueries, down, across, chunks, slices, keys, threads, narrow }: Flash): string {
   const query = narrow ? "vec4<f16>" : "vec4f";
   return `
 struct Queries { own: array<array<${query}, ${down}>, ${threadQueries}>, padding: ${query} }
@@ -190,22 +198,22 @@ function queriesText(flash: Flash, scale: number): string {
 }
 
 /** The loop over tiles. What a tile needs of memory is fetched a tile ahead, where it lies two. */
-function tilesText(flash: Flash, blockSize: number): string {
-  const { keys, slices } = flash;
-  return `if (key_end > 0u) {
-    let key0 = slice * ${keys}u;
+function tilesText(flash: Flash, blockSize: number, part?: FlashPart): string {
+  const { keys, slices } = flash, turn = keys * slices, step = turn * (part?.most ?? 1), begin = part?.begin ?? "0u";
+  return `if (key_end > ${begin}) {
+    let key0 = ${part ? `${begin} + ` : ""}slice * ${keys}u;
     let buffer = slice * ${keys}u;
     ${addressText(flash, blockSize)}
     workgroupBarrier();
     ${fetchText(flash)}
   }
   var turn = 0u;
-  for (var t0 = 0u; t0 < key_end; t0 += ${keys * slices}u) {
+  for (var t0 = ${begin}; t0 < key_end; t0 += ${step}u) {
     ${putText(flash, "key")}
     turn ^= 1u;
     let buffer = (turn * ${slices}u + slice) * ${keys}u;
     {
-      let key0 = t0 + ${keys * slices}u + slice * ${keys}u;
+      let key0 = t0 + ${step}u + slice * ${keys}u;
       ${addressText(flash, blockSize)}
     }
     workgroupBarrier();
@@ -221,17 +229,37 @@ function tilesText(flash: Flash, blockSize: number): string {
   }`;
 }
 
-/** What a workgroup does with a tile, of which the rows are known. */
-function tileText(flash: Flash, { blockSize, scale, quantise = false }: FlashParams, caps: Caps): string {
+/** What a workgroup does with a tile, of which the rows are known, or with a part of its context, but for storing what it has. */
+export function tileText(flash: Flash, { blockSize, scale }: PagedAttentionParams, part?: FlashPart): string {
   const { threadQueries, ownChunks, staged } = flash;
   return `${queriesText(flash, scale)}
   ${repeat(threadQueries, (i) => `var m${i} = ${NOTHING}; var l${i} = 0.0; `)}
   ${repeat(threadQueries, (i) => repeat(ownChunks, (c) => `var acc${i}_${c} = vec4f(); `))}
   ${repeat(staged, (n) => `var next_key_${n}: vec4<f16>; var next_value_${n}: vec4<f16>; `)}
-  ${tilesText(flash, blockSize)}
-  ${joinText(flash)}
-  ${storeText(flash, quantise, caps)}`;
+  ${tilesText(flash, blockSize, part)}
+  ${joinText(flash, part !== undefined)}`;
 }
+
+/** WGSL of an invocation's place: the query head of the workgroup, its slice, and its queries and keys there. */
+export function placeText({ sizes: { heads, kvHeads }, threads, across }: Flash): string {
+  return `let head = workgroup.x;
+  let kv_head = head / ${heads / kvHeads}u;
+  let slice = lane / ${threads}u;
+  let own = lane - slice * ${threads}u;
+  let tx = own & ${across - 1}u;
+  let ty = own / ${across}u;
+  let first_lane = subgroupLane - tx;`;
+}
+
+/** Inputs of attention. */
+export const attentionPorts: readonly Port[] = [
+  { name: "q", width: 4 },
+  { name: "keys", width: 4 },
+  { name: "values", width: 4 },
+  { name: "query_start" },
+  { name: "context_lens" },
+  { name: "block_tables" },
+];
 
 /**
  * WGSL that takes the tiles of sequences with more than one query, in turns. Passing over the others has to cost little: a
@@ -262,7 +290,9 @@ function othersText({ queries, sizes }: Flash, text: string, params: FlashParams
 /** The shader of a call in this form. */
 export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: Caps): KernelSource {
   const sizes = sizesOf(call), { quantise = false, singlesGiven = false } = call.params, flash = flashOf(form, sizes);
-  const { threads, across, queries, slices } = flash, text = tileText(flash, call.params, caps);
+  const { threads, queries, slices } = flash;
+  const text = `${tileText(flash, call.params)}
+  ${storeText(flash, quantise, caps)}`;
   // The last queries see the most keys: they come first, so that no long tile is left alone at the end.
   const tile = "groups.y * groups.z - 1u - workgroup.z * groups.y - workgroup.y";
   const parts = partPorts(sizes, call.params.blockSize);
@@ -271,25 +301,14 @@ export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: 
     : [{ name: "attended", width: 4 }];
   return {
     inputs: [
-      { name: "q", width: 4 },
-      { name: "keys", width: 4 },
-      { name: "values", width: 4 },
-      { name: "query_start" },
-      { name: "context_lens" },
-      { name: "block_tables" },
+      ...attentionPorts,
       ...(singlesGiven ? [...outputs.map((port) => ({ ...port, name: `single_${port.name}` })), ...parts] : []),
     ],
     outputs,
     workgroupSize: [threads * slices, 1, 1],
     subgroups: true,
     declarations: declarations(flash) + (quantise ? blockFunctions(threads * slices, caps) : ""),
-    main: `let head = workgroup.x;
-  let kv_head = head / ${sizes.heads / sizes.kvHeads}u;
-  let slice = lane / ${threads}u;
-  let own = lane - slice * ${threads}u;
-  let tx = own & ${across - 1}u;
-  let ty = own / ${across}u;
-  let first_lane = subgroupLane - tx;
+    main: `${placeText(flash)}
   ${singlesGiven ? othersText(flash, text, call.params, caps) : `${rowsWgsl(queries, sizes, tile)} ${text}`}`,
   };
 }

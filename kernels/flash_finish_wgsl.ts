@@ -1,5 +1,6 @@
 /**
- * The WGSL of how flash attention by tiles ends: slices' results are added up, divided, and stored as floats or in 8-bit codes.
+ * The WGSL of how flash attention by tiles ends: slices' results are added up, divided, and stored as floats, in 8-bit codes, or as a
+ * part of a context.
  *
  * @module
  */
@@ -8,8 +9,11 @@ import type { Flash } from "./flash_form.ts";
 import { quantiseOctet } from "./quantise_wgsl.ts";
 import { indices, repeat } from "./unroll.ts";
 
-/** Adds the slices' results up in slice 0, in their order, each scaled to the greatest maximum. */
-export function joinText({ threadQueries, threads, ownChunks, slices }: Flash): string {
+/**
+ * Adds the slices' results up in slice 0, in their order, each scaled to the greatest maximum, which becomes slice 0's own where
+ * `maxima` are stored.
+ */
+export function joinText({ threadQueries, threads, ownChunks, slices }: Flash, maxima: boolean): string {
   if (slices === 1) return "";
   const all = indices(slices), others = all.slice(1), fours = indices(threadQueries / 4);
   const each = (text: (i: number, part: string, f: number) => string): string =>
@@ -24,7 +28,9 @@ export function joinText({ threadQueries, threads, ownChunks, slices }: Flash): 
   const factors = fours.map((f) =>
     `{
     let greatest = ${others.reduce((text, s) => `max(${text}, factor${s}_${f})`, `factor0_${f}`)};
-    ${all.map((s) => `factor${s}_${f} = exp2(factor${s}_${f} - greatest);`).join(" ")}
+    ${all.map((s) => `factor${s}_${f} = exp2(factor${s}_${f} - greatest);`).join(" ")}${
+      maxima ? indices(4).map((j) => ` m${4 * f + j} = greatest.${"xyzw"[j]};`).join("") : ""
+    }
   }`
   );
   return `
@@ -55,10 +61,15 @@ export function joinText({ threadQueries, threads, ownChunks, slices }: Flash): 
   }`;
 }
 
+/** Adds up the sums of weights of the lanes that share a query. */
+function sumsText({ threadQueries, across }: Flash): string {
+  const steps = indices(Math.log2(across)).map((bit) => 2 ** bit);
+  return repeat(threadQueries, (i) => steps.map((step) => `l${i} += subgroupShuffleXor(l${i}, ${step}u); `).join(""));
+}
+
 /** Divides by the sums and stores: queries that saw no key give zeros. */
 export function storeText(flash: Flash, quantise: boolean, caps: Caps): string {
   const { threadQueries, down, ownChunks, across, slices, chunks, narrow, sizes: { heads } } = flash;
-  const steps = indices(Math.log2(across)).map((bit) => 2 ** bit);
   const query = (i: number): string => `ty + ${i * down}u`;
   const place = (i: number, c: number): string => `query_tile[${c * across}u + tx].own[${i}][ty]`;
   const store = (i: number, c: number): string =>
@@ -74,9 +85,31 @@ export function storeText(flash: Flash, quantise: boolean, caps: Caps): string {
     }
     `);
   return `${quantise ? "workgroupBarrier();" : ""}
-  ${repeat(threadQueries, (i) => steps.map((step) => `l${i} += subgroupShuffleXor(l${i}, ${step}u); `).join(""))}
+  ${sumsText(flash)}
   ${slices > 1 ? `if (slice == 0u) { ${finish} }` : finish}
   ${quantise ? quantiseText(flash, caps) : ""}`;
+}
+
+/** Stores part `part`, from key `begin` on, of as many as `most`: its values, greatest score and sum of weights, for queries that see it. */
+export function storePartText(flash: Flash, most: number): string {
+  const { threadQueries, down, ownChunks, across, slices, chunks, sizes: { heads } } = flash;
+  const finish = repeat(threadQueries, (i) =>
+    `{
+      let query = ty + ${i * down}u;
+      if (query < count && i32(begin) < seen + i32(query)) {
+        let to = ((first + query) * ${most}u + part) * ${heads}u + head;
+        ${
+      repeat(
+        ownChunks,
+        (c) => `store_flash_values(to * ${chunks}u + tx + ${c * across}u, acc${i}_${c} * (1.0 / l${i}));`,
+      )
+    }
+        if (tx == 0u) { store_flash_sums(to, vec2f(m${i}, l${i})); }
+      }
+    }
+    `);
+  return `${sumsText(flash)}
+  ${slices > 1 ? `if (slice == 0u) { ${finish} }` : finish}`;
 }
 
 /** Stores what lies in the place of the queries in 8-bit codes and scales: every invocation of the workgroup takes octets of features. */

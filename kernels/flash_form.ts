@@ -20,6 +20,22 @@ export function singleRows(queryStart: ArrayLike<number>, count: number): number
   );
 }
 
+/** Results with some of their `rows` as they are given. */
+export function keepRows(
+  results: Float64Array[],
+  given: readonly ArrayLike<number>[],
+  kept: readonly number[],
+  rows: number,
+): Float64Array[] {
+  results.forEach((result, i) => {
+    const columns = result.length / rows;
+    for (const row of kept) {
+      for (let at = row * columns; at < (row + 1) * columns; at++) result[at] = given[i]![at]!;
+    }
+  });
+  return results;
+}
+
 /** How a workgroup's work is laid out. */
 export interface FlashForm {
   /** Queries of a workgroup. */

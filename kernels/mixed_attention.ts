@@ -1,13 +1,15 @@
 /**
  * Attention of steps in which many sequences decode a token each beside prompts, on a GPU in the `fast` precision. In tiles of 64
- * queries (`flash_attention.ts`) each of those tokens would cost a whole tile, so there are two dispatches: the algorithm of
+ * queries (`flash_attention.ts`) each of those tokens would cost a whole tile, so there are dispatches of their own: the algorithm of
  * `batch_attention.ts` for sequences of one query, then tiles for all others. Rotation and the writes to the cache come before
  * both, since prompts need them.
  *
  * The second dispatch writes into the first one's results (`Kernel.updates`): had it copied them instead, 200 tokens of 14 heads
  * would be 2,800 workgroups more, of which a processor runs one at a time.
  *
- * Long contexts of single queries are attended to in parts, which the second dispatch merges (`single_parts.ts`).
+ * Long contexts of single queries are attended to in parts, which the second dispatch merges (`single_parts.ts`). Where queries are few
+ * the others' contexts come in parts as well, and a third dispatch writes into the first one's results and merges all parts
+ * (`flash_merge.ts`).
  *
  * Which kernel attends to a row depends on its own sequence alone, as what it adds up does: within a program its result does not depend
  * on its batch.
@@ -29,6 +31,7 @@ import {
 } from "./batch_attention_form.ts";
 import { batchWgsl } from "./batch_attention_wgsl.ts";
 import { flashAttentionKernel, flashForm, outputsOf } from "./flash_attention.ts";
+import { flashInParts } from "./flash_merge.ts";
 import { type FlashParams, singleRows } from "./flash_form.ts";
 import { rowGrid } from "./row_grid.ts";
 import { mostPartsOf, partPorts, partRangeWgsl, partTypes } from "./single_parts.ts";
@@ -125,7 +128,7 @@ export const singleAttentionKernel: Kernel<FlashParams> = {
 };
 
 /**
- * Attention in both dispatches, where a device has what they need, a step may hold prompts as well as tokens of many sequences, and
+ * Attention in these dispatches, where a device has what they need, a step may hold prompts as well as tokens of many sequences, and
  * there is enough of either; else nothing.
  *
  * @param inputs Those of attention: q, keys, values, queryStart, contextLens, blockTables.
@@ -139,5 +142,6 @@ export function mixedAttention(inputs: readonly Node[], params: PagedAttentionPa
   if (rows <= 2 * sequences && sequences * shape.kvHeads < leastWorkgroups) return undefined;
   if (!flashForm(call, caps) || !batchFits(formOf(call), shape, inputs.slice(1, 3), caps)) return undefined;
   const singles = rewrittenKernel(singleAttentionKernel, inputs, params);
-  return rewrittenKernel(flashAttentionKernel, [...inputs, ...outputsOf(singles)], { ...params, singlesGiven: true });
+  return flashInParts(inputs, params, caps, singles) ??
+    rewrittenKernel(flashAttentionKernel, [...inputs, ...outputsOf(singles)], { ...params, singlesGiven: true });
 }

@@ -1,7 +1,7 @@
 /**
  * Long contexts of single queries, in parts: a workgroup would take as long for one context of 8k as for sixteen of 512, and all
- * others would wait for it. The parts of a context are attended to side by side (`mixed_attention.ts`) and merged by the
- * dispatch that follows (`flash_attention.ts`). With a value v, a greatest score m and a sum of weights l of each part,
+ * others would wait for it. The parts of a context are attended to side by side (`mixed_attention.ts`) and merged by a
+ * dispatch that follows (`flash_attention.ts` or `flash_merge.ts`). With a value v, a greatest score m and a sum of weights l of each part,
  *
  *     attended = sum l[i] exp(m[i] - m) v[i] / sum l[i] exp(m[i] - m),   m the greatest of all
  *
@@ -14,6 +14,7 @@ import type { Caps, Port, TensorType } from "../tensor/kernel.ts";
 import type { PagedAttentionParams, Sizes } from "./attention_layout.ts";
 import { LOWEST } from "./attention_layout.ts";
 import { octet, quantiseOctet } from "./quantise_wgsl.ts";
+import { repeat } from "./unroll.ts";
 
 /** Keys of a context that one workgroup takes. */
 const partKeys = 1024;
@@ -59,6 +60,53 @@ export function partRangeWgsl(all: string, most: number, tile: number, kvHeads: 
   let seen = min(${all}, begin + part_length);`;
 }
 
+/** Where the parts of a head lie, and how they are merged. */
+export interface MergedParts {
+  /** Names of the inputs that hold values and sums. */
+  readonly values: string;
+  readonly sums: string;
+  /** WGSL of the head's place in the first part; in the others it follows at steps of `heads`. */
+  readonly first: string;
+  readonly heads: number;
+  /** Octets of a head, and WGSL of the one that is merged. */
+  readonly octets: number;
+  readonly octet: string;
+  /** Factor on scores that makes them powers of 2. */
+  readonly exponent: number;
+  /** Most parts, where the loop over them is written out, so that all are read at once. */
+  readonly written?: number;
+}
+
+/** WGSL that merges `parts` parts, at least one, into an octet of features: vec4f `low` and `high`, zeros before. */
+export function mergedPartsWgsl(merged: MergedParts): string {
+  const { values, sums, first, heads, octets, octet, exponent, written } = merged;
+  const each = (text: (weight: (own: string) => string) => string): string =>
+    written === undefined
+      ? `for (var part = 0u; part < parts; part++) { ${text((own) => own)} }`
+      : repeat(written, (i) =>
+        `{ let part = min(${i}u, parts - 1u); ${
+          text((own) => `select(0.0, ${own}, ${i}u < parts)`)
+        } }
+      `);
+  return `let own_part = ${first};
+      var most = ${LOWEST};
+      ${each(() => `most = max(most, ${sums}(own_part + part * ${heads}u).x);`)}
+      var weights = 0.0;
+      ${
+    each((weight) =>
+      `let at = own_part + part * ${heads}u;
+        let own = ${sums}(at);
+        let weight = ${weight(`own.y * exp2((own.x - most) * ${exponent})`)};
+        let octet = (at * ${octets}u + ${octet}) * 2u;
+        weights += weight;
+        low = fma(vec4f(weight), ${values}(octet), low);
+        high = fma(vec4f(weight), ${values}(octet + 1u), high);`
+    )
+  }
+      low *= 1.0 / weights;
+      high *= 1.0 / weights;`;
+}
+
 /**
  * WGSL that merges the parts of row `start` of `sequence`, if its `context` has more than one, for the workgroup's `head`; in uniform
  * control flow.
@@ -77,25 +125,15 @@ export function mergePartsWgsl(
         store_attended(to, low);
         store_attended(to + 1u, high);
       }`;
+  const merged = mergedPartsWgsl({
+    ...{ values: "part_values", sums: "part_sums", first: `sequence * ${most * heads}u + head`, heads },
+    ...{ octets, octet: `min(lane, ${octets - 1}u)`, exponent: scale * Math.LOG2E },
+  });
   return `let parts = ${partsWgsl("u32(max(context, 0))", most)};
     if (parts > 1u) {
-      let own_part = sequence * ${most * heads}u + head;
-      var most = ${LOWEST};
-      for (var part = 0u; part < parts; part++) { most = max(most, part_sums(own_part + part * ${heads}u).x); }
-      var weights = 0.0;
       var low = vec4f();
       var high = vec4f();
-      for (var part = 0u; part < parts; part++) {
-        let at = own_part + part * ${heads}u;
-        let own = part_sums(at);
-        let weight = own.y * exp2((own.x - most) * ${scale * Math.LOG2E});
-        let octet = (at * ${octets}u + min(lane, ${octets - 1}u)) * 2u;
-        weights += weight;
-        low = fma(vec4f(weight), part_values(octet), low);
-        high = fma(vec4f(weight), part_values(octet + 1u), high);
-      }
-      low *= 1.0 / weights;
-      high *= 1.0 / weights;
+      ${merged}
       { ${store} }
     }`;
 }
