@@ -45,6 +45,12 @@ export type { Sampled } from "./sampler.ts";
 /** Most bytes of one piece of logits: a piece is held on the device and once more on the host. */
 const LOGITS_BYTES = 64 * 2 ** 20;
 
+/**
+ * Most tokens of a step whose logits are all wanted, on a device that computes on the CPU: whoever stops waits for the end of a step, and
+ * more tokens gain nothing there. llvmpipe takes 5 to 8 ms for a token of the story model, by 64 as by 512.
+ */
+const CPU_LOGITS_TOKENS = 64;
+
 /** Of each step that was read what it drew, and its logits. */
 interface Read {
   readonly sampled: Sampled[][];
@@ -123,11 +129,12 @@ export class Runner {
     return this.#model.maxNumBatchedTokens;
   }
 
-  /** Most tokens of a step whose logits are all wanted, by the size of a piece of them. */
+  /** Most tokens of a step whose logits are all wanted, by the size of a piece of them and the time that one takes. */
   get maxLogitsTokens(): number {
-    const { device, config } = this.#model;
-    const rows = Math.min(device.caps.maxBinding, LOGITS_BYTES) / (4 * config.vocabSize);
-    return this.#tokenBuckets.findLast((bucket) => bucket <= rows) ?? 1;
+    const { device: { caps }, config } = this.#model;
+    const rows = Math.min(caps.maxBinding, LOGITS_BYTES) / (4 * config.vocabSize);
+    const most = caps.cpu ? Math.min(rows, CPU_LOGITS_TOKENS) : rows;
+    return this.#tokenBuckets.findLast((bucket) => bucket <= most) ?? 1;
   }
 
   /**

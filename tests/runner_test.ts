@@ -71,6 +71,17 @@ Deno.test("nothing compiles after warm-up", async () => {
   parts.device.close();
 });
 
+Deno.test("steps that score are short on a CPU device, where someone who stops would wait for them", async () => {
+  for (const cpu of [undefined, false] as const) {
+    const parts = await openParts(TINY, 64, 1, cpu), { device } = parts;
+    const limits = { contextLength: 64, maxNumSeqs: 4, maxNumBatchedTokens: 512, maxSteps: 1 };
+    const runner = new Runner({ ...parts, precision: "exact", ...limits });
+    assertEquals(runner.maxLogitsTokens, device.caps.cpu ? 64 : 512);
+    runner.dispose();
+    device.close();
+  }
+});
+
 /** Tokens of requests that need programs of their own, one after another, and the memory taken after the first and in all. */
 async function answerAll(memoryLimit?: number): Promise<{ tokens: number[][]; first: number; all: number }> {
   const parts = await openParts(TINY, 64, 16, undefined, memoryLimit), { device } = parts;

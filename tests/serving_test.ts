@@ -289,6 +289,20 @@ const MEMORY: Readonly<Record<string, (reference: Story) => Promise<void>>> = {
   },
 };
 
+Deno.test("closing while a text is scored waits for the end of a step alone", async () => {
+  const model = await storyModel({ ...SMALL, maxSteps: 1 }), pieces: number[] = [];
+  await assertRejects(
+    () =>
+      model.engine.logits(prompt(256, 70), (_, piece) => {
+        pieces.push(piece.length / model.config.vocabSize);
+        void model.dispose();
+      }),
+    Error,
+    "it was disposed",
+  );
+  assertEquals(pieces, [64]);
+});
+
 Deno.test("memory that runs out", async (t) => {
   await using reference = await storyModel({ ...SMALL, maxSteps: 1, prefixCache: false });
 
