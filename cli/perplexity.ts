@@ -35,6 +35,7 @@ export async function perplexity(context: CommandContext): Promise<number> {
   if (ids.length < 2) throw new Error(`Perplexity needs at least 2 tokens, and the text has ${ids.length}`);
   const signal = interrupts.begin();
   const result = await measure(context, model, ids, signal);
+  if (signal.aborted) return await tellStopped(context, result, ids.length);
   const { bold } = styleOf(terminal, terminal.stdout);
   const lines = [
     `mean NLL    ${bold(result.nll.toFixed(6))}`,
@@ -45,7 +46,21 @@ export async function perplexity(context: CommandContext): Promise<number> {
   return EXIT.ok;
 }
 
-/** A text longer than the context is measured window by window, each from an empty context. */
+/** Says what was measured before Ctrl-C, where that is anything. */
+async function tellStopped({ terminal }: CommandContext, done: PerplexityResult, tokens: number): Promise<number> {
+  if (done.predictedTokens > 0) {
+    const part = `${formatInteger(done.tokens)} of ${formatInteger(tokens)} tokens`;
+    await terminal.stderr.write(
+      `Stopped after ${part}: mean NLL ${done.nll.toFixed(6)}, perplexity ${done.perplexity.toFixed(4)}\n`,
+    );
+  }
+  return EXIT.interrupted;
+}
+
+/**
+ * A text longer than the context is measured window by window, each from an empty context. Once `signal` is aborted what was
+ * measured until then is all.
+ */
 async function measure(
   { terminal }: CommandContext,
   model: LoadedModel,
@@ -55,20 +70,18 @@ async function measure(
   const { contextLength } = model;
   await using progress = new ProgressLine(terminal);
   // A window takes seconds on a CPU: Ctrl-C does not wait for its end.
-  const aborted = new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
-  aborted.catch(() => {});
-  let sum = 0, predicted = 0;
-  for (let start = 0; start < ids.length - 1; start += contextLength) {
-    signal.throwIfAborted();
-    const window = ids.slice(start, start + contextLength);
-    if (window.length < 2) break;
+  const aborted = new Promise<undefined>((resolve) => signal.addEventListener("abort", () => resolve(undefined)));
+  let sum = 0, predicted = 0, start = 0;
+  for (; start < ids.length - 1; start += contextLength) {
     progress.show(`Measuring: ${formatInteger(start)} of ${formatInteger(ids.length)} tokens`);
-    const { mean, count } = await Promise.race([model.nll(window), aborted]);
-    sum += mean * count;
-    predicted += count;
+    const window = await Promise.race([model.nll(ids.slice(start, start + contextLength)), aborted]);
+    if (signal.aborted || !window) break;
+    sum += window.mean * window.count;
+    predicted += window.count;
   }
   const nll = sum / predicted;
-  return { nll, perplexity: Math.exp(nll), tokens: ids.length, predictedTokens: predicted, contextLength };
+  const tokens = signal.aborted ? start : ids.length;
+  return { nll, perplexity: Math.exp(nll), tokens, predictedTokens: predicted, contextLength };
 }
 
 function encode(model: LoadedModel, text: string): number[] {

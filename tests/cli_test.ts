@@ -2,7 +2,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import type { Library } from "../cli/library.ts";
 import { showLate } from "../cli/progress.ts";
 import { fileSource } from "../model/deno/file_source.ts";
-import { type FakeOptions, fakeTerminal, runFake } from "./fake_terminal.ts";
+import { type FakeModel, type FakeOptions, fakeTerminal, runFake } from "./fake_terminal.ts";
 
 const root = new URL("../", import.meta.url);
 const stories = decodeURIComponent(new URL("../model/assets/stories", import.meta.url).pathname);
@@ -222,6 +222,21 @@ Deno.test("perplexity: windows of the context's length, weighted by their tokens
   assertStringIncludes(shown.stderr, "\r\x1b[KMeasuring: 0 of 12 tokens\r\x1b[KMeasuring: 8 of 12 tokens\r\x1b[K");
   const missing = await runFake(["perplexity", "none.txt"]);
   assertEquals([missing.code, missing.stderr], [1, 'error: Cannot read "none.txt": there is no such file or folder\n']);
+});
+
+Deno.test("perplexity: Ctrl-C waits for no window, and says what was measured", async () => {
+  const files = { "book.txt": Array(20).fill("word").join(" ") };
+  for (const windows of [0, 1]) {
+    let interrupt = (): void => {}, measured = 0;
+    const nll: FakeModel["nll"] = (ids) => {
+      if (measured++ < windows) return Promise.resolve({ mean: 2, count: ids.length - 1 });
+      setTimeout(() => interrupt());
+      return new Promise(() => {});
+    };
+    const run = await runFake(["perplexity", "book.txt"], { files, model: { nll } }, (press) => interrupt = press);
+    const said = "Stopped after 8 of 20 tokens: mean NLL 2.000000, perplexity 7.3891\n";
+    assertEquals([run.code, run.stdout, run.stderr], [130, "", windows === 0 ? "" : said]);
+  }
 });
 
 Deno.test("show: from the headers alone", async () => {
