@@ -2,6 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import configuration from "../deno.json" with { type: "json" };
 import { BenchArguments, UsageError } from "../bench/arguments.ts";
 import { compareResults, comparisonHead, comparisonTable } from "../bench/compare.ts";
+import { report } from "../bench/eval_precision.ts";
 import { roleOf } from "../bench/roles.ts";
 import { openBenchEngine } from "../bench/serve_engine.ts";
 import { latencies, replay, steadyRate, submit } from "../bench/serve_replay.ts";
@@ -219,6 +220,25 @@ Deno.test("bench: results are compared where they measured the same, noise is no
     "before  A  2026-11-01 to 2026-11-02\nafter   A  2026-11-03",
   );
   assert(comparisonHead([from("A", 1)], [from("B", 1)]).includes("The devices differ"));
+});
+
+Deno.test("bench: an evaluation of fast precision fails where a figure misses its target", () => {
+  const good = {
+    positions: 100,
+    predicted: 99,
+    agree: 99,
+    clear: 0,
+    clearAgree: 0,
+    kl: 0.1,
+    exactNll: 50,
+    fastNll: 50,
+  };
+  const lines: string[] = [], print = (line: string): void => void lines.push(line);
+  report(good, print);
+  assertEquals([lines.length, lines.every((line) => line.startsWith("ok"))], [4, true]);
+  lines.length = 0;
+  assertThrows(() => report({ ...good, agree: 97, kl: 0.3 }, print), Error, "Fast precision misses 2 of 4 targets");
+  assertEquals(lines.map((line) => line.slice(0, 4)), ["FAIL", "ok  ", "FAIL", "ok  "]);
 });
 
 Deno.test("bench: a product's role is told by its size", () => {
