@@ -10,7 +10,7 @@ import { makeEngine } from "../serving/load_engine.ts";
 import type { Runner } from "../serving/runner.ts";
 import type { Device } from "../tensor/mod.ts";
 import { randomDecoder } from "./random_model.ts";
-import { shapeConfig, type ShapeName } from "./shapes.ts";
+import { checkPositions, shapeConfig, type ShapeName } from "./shapes.ts";
 
 /** What the engine is made for. */
 export interface BenchEngineOptions {
@@ -41,9 +41,14 @@ export interface BenchEngine {
   readonly programOf: Runner["programOf"];
 }
 
-/** An engine that owns its weights and pool; closing it frees them. */
+/**
+ * An engine that owns its weights and pool; closing it frees them.
+ *
+ * @throws {UsageError} if its sequences are longer than the shape allows.
+ */
 export function openBenchEngine(device: Device, options: BenchEngineOptions): BenchEngine {
   const { shape, precision, contextLength, maxNumSeqs, maxNumBatchedTokens, poolTokens, prefixCache } = options;
+  checkPositions(shape, contextLength);
   const config = shapeConfig(shape);
   const weights = randomDecoder(device, config, contextLength);
   const numBlocks = Math.ceil(Math.max(poolTokens, contextLength) / BLOCK);

@@ -4,6 +4,7 @@
  * @module
  */
 import { type DecoderConfig, parseConfig } from "../model/config.ts";
+import { UsageError } from "./arguments.ts";
 
 /** A shape by name, from the published `config.json` of Qwen2.5 of that size, or of the story model. */
 export type ShapeName = "stories" | "0.5b" | "1.5b" | "7b";
@@ -35,4 +36,18 @@ export function shapeConfig(name: ShapeName): DecoderConfig {
     max_position_embeddings: 32768,
     rms_norm_eps: 1e-6,
   });
+}
+
+/**
+ * Refuses sequences that are longer than a shape allows.
+ *
+ * @throws {UsageError} with what they take, and how much less would do.
+ */
+export function checkPositions(shape: ShapeName, positions: number): void {
+  const most = shapeConfig(shape).contextLength;
+  if (positions <= most) return;
+  throw new UsageError(
+    `A sequence takes ${positions} positions with what is timed of it, and ${shape} has ${most}: ask for ` +
+      `${positions - most} tokens less`,
+  );
 }

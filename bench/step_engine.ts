@@ -19,7 +19,24 @@ export const STEP_TOKENS = 512;
 /** Tokens before a sequence's end that are not timed: fewer steps are submitted ahead there. */
 const TAIL = 16;
 
+/** What decides how long sequences are. */
+type StepSize = Pick<StepOptions, "batch" | "tokens" | "context" | "chunk" | "steps">;
+
 type EngineFigures = Pick<StepResult, "tokensPerSecond" | "stepMs" | "step" | "schedulingMs">;
+
+/** What a bench of decoding asks the engine for: tokens of a prompt, and of its answer. */
+function decodeRequest({ batch, context, chunk, steps }: StepSize): { length: number; maxTokens: number } {
+  // Whoever is read first decodes while the others are read; then a quarter of the steps warms clocks up.
+  const before = Math.ceil(batch * context / chunk) + (steps >> 2);
+  return { length: Math.max(1, context - before - (steps >> 1)), maxTokens: before + steps + TAIL };
+}
+
+/** Positions that each sequence takes in the engine. */
+export function positionsOf(size: StepSize): number {
+  if (size.tokens > 1) return size.context + 1;
+  const { length, maxTokens } = decodeRequest(size);
+  return length + maxTokens;
+}
 
 /**
  * Times decoding: all sequences at once, their contexts `context` tokens long in the middle of what is timed. Dispatches are joined
@@ -30,10 +47,7 @@ export async function decodeOnEngine<T>(
   options: StepOptions,
   after: (bench: BenchEngine) => Promise<T>,
 ): Promise<EngineFigures & T> {
-  const { batch, context, chunk, steps } = options;
-  // Whoever is read first decodes while the others are read; then a quarter of the steps warms clocks up.
-  const before = Math.ceil(batch * context / chunk) + (steps >> 2), maxTokens = before + steps + TAIL;
-  const length = Math.max(1, context - before - (steps >> 1));
+  const { batch, steps } = options, { length, maxTokens } = decodeRequest(options);
   const measure: Measure = async (prompt, run, join) => {
     await Promise.all(Array.from({ length: batch }, () => run(prompt(length), 32)));
     await join();
@@ -49,7 +63,7 @@ export async function decodeOnEngine<T>(
     const each = late[0]!.outputs.slice(1).map(([at, tokens], i) => (at - late[0]!.outputs[i]![0]) / tokens);
     return { tokensPerSecond, stepMs: 1000 * batch / tokensPerSecond, step: summarise(each) };
   };
-  return await withEngine(device, options, length + maxTokens, measure, after);
+  return await withEngine(device, options, measure, after);
 }
 
 /** Times prompts of `tokens` tokens, one after the other, each until its first token is there. */
@@ -58,7 +72,7 @@ export async function prefillOnEngine<T>(
   options: StepOptions,
   after: (bench: BenchEngine) => Promise<T>,
 ): Promise<EngineFigures & T> {
-  const { batch, tokens, context, steps } = options;
+  const { batch, tokens, steps } = options;
   const measure: Measure = async (prompt, run) => {
     const times: number[] = [];
     for (let step = -Math.max(1, steps >> 2); step < steps; step++) {
@@ -68,7 +82,7 @@ export async function prefillOnEngine<T>(
     const step = summarise(times);
     return { tokensPerSecond: 1000 * batch * tokens / step.p50, stepMs: step.p50, step };
   };
-  return await withEngine(device, options, context + 1, measure, after);
+  return await withEngine(device, options, measure, after);
 }
 
 /** The outputs with the last `steps` tokens but for the tail, and the one before them. */
@@ -88,11 +102,11 @@ type Measure = (
 
 async function withEngine<T>(
   device: Device,
-  { shape, precision, batch, chunk }: StepOptions,
-  contextLength: number,
+  options: StepOptions,
   measure: Measure,
   after: (bench: BenchEngine) => Promise<T>,
 ): Promise<EngineFigures & T> {
+  const { shape, precision, batch, chunk } = options, contextLength = positionsOf(options);
   const bench = openBenchEngine(device, {
     ...{ shape, precision, contextLength, maxNumSeqs: batch, maxNumBatchedTokens: Math.max(chunk, batch) },
     ...{ poolTokens: batch * (contextLength + 32), prefixCache: false },

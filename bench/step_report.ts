@@ -12,8 +12,9 @@ import { measureCeilings } from "./ceilings.ts";
 import { Results } from "./result.ts";
 import type { RoleTime } from "./roles.ts";
 import { chooseStepLimits } from "../serving/memory.ts";
-import { shapeConfig, type ShapeName, shapeNames } from "./shapes.ts";
+import { checkPositions, shapeConfig, type ShapeName, shapeNames } from "./shapes.ts";
 import { type StepOptions, type StepResult, timeStep } from "./step.ts";
+import { positionsOf } from "./step_engine.ts";
 import { formatNumber as show, formatTable } from "./table.ts";
 
 /** What a bench times of each shape, at each batch size. */
@@ -40,21 +41,20 @@ export async function runStepBench(
   const { sizes, steps, ...plan } = planOf(flags), batches = flags.numbers("batch", [1]), out = flags.text("out");
   flags.check(shapeNames);
   const shapes = flags.words.length > 0 ? flags.words as ShapeName[] : ["stories" as const];
-  const device = await openDevice(), ceilings = await measureCeilings(device);
-  const results = new Results<StepResult>(bench, device.info.description, args, out);
-  for (const shape of shapes) {
+  const device = await openDevice();
+  const planned = shapes.flatMap((shape) => {
     const { maxNumBatchedTokens } = chooseStepLimits({}, device.caps.cpu, shapeConfig(shape));
     const chunk = plan.chunk ?? maxNumBatchedTokens;
-    for (const batch of batches) {
-      for (const { tokens, context } of sizes) {
-        const result = results.add(
-          await timeStep(device, { shape, precision, batch, tokens, context, chunk, steps, profile }, ceilings),
-        );
-        if (result.roles) {
-          console.error(`\n${shape} ${precision}\n${roleTable(result.roles, ceilings.bytesPerSecond)}\n`);
-        }
-      }
-    }
+    return batches.flatMap((batch) =>
+      sizes.map((size): StepOptions => ({ shape, precision, batch, ...size, chunk, steps, profile }))
+    );
+  });
+  for (const options of planned) checkPositions(options.shape, positionsOf(options));
+  const ceilings = await measureCeilings(device);
+  const results = new Results<StepResult>(bench, device.info.description, args, out);
+  for (const options of planned) {
+    const { roles } = results.add(await timeStep(device, options, ceilings));
+    if (roles) console.error(`\n${options.shape} ${precision}\n${roleTable(roles, ceilings.bytesPerSecond)}\n`);
   }
   device.close();
   console.error(stepTable(results.all));

@@ -182,6 +182,16 @@ Deno.test("bench: what was called wrongly and what failed is one line, and ends 
       2,
       '--context needs a whole number of at least 1, and was given "-1"',
     ],
+    [
+      [...run, "bench/decode.ts", "--context=32768", "--steps=8"],
+      2,
+      "A sequence takes 32788 positions with what is timed of it, and stories has 32768: ask for 20 tokens less",
+    ],
+    [
+      [...run, "bench/prefill.ts", "0.5b", "--tokens=512,40000"],
+      2,
+      "A sequence takes 40001 positions with what is timed of it, and 0.5b has 32768: ask for 7233 tokens less",
+    ],
     [["run", "--allow-read", "bench/compare.ts", "no"], 2, "Give two files of results: bench:compare A B"],
     [["run", "--allow-read", "bench/compare.ts", "no", "b"], 1, 'Cannot read "no": there is no such file or folder'],
   ];
