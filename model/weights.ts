@@ -48,10 +48,21 @@ export interface Located {
   readonly columns: number;
 }
 
-/** Size of a slab of weights: a few hold any model, and little is wasted at the end of the last. */
+/** Most bytes of a slab of weights: a few hold any model. */
 const SLAB_BYTES = 1 << 30;
 
 const floatTypes: Readonly<Record<string, FloatType>> = { F32: "f32", F16: "f16", BF16: "bf16" };
+
+/**
+ * Bytes that the weights of a checkpoint take on a device, as its headers tell: vectors become f32, every storage is aligned, and a
+ * head that is the embedding is left out.
+ */
+export function weightBytes({ tensors }: Checkpoint, { tieWordEmbeddings }: DecoderConfig): number {
+  const used = [...tensors.values()].filter(({ name }) => !(tieWordEmbeddings && name.startsWith("lm_head.")));
+  return used.reduce((sum, { shape, length }) => {
+    return sum + Slabs.round(shape.length === 1 ? 4 * elementCount(shape) : length);
+  }, 0);
+}
 
 /** The graph's view of a stored matrix. */
 export function weightNode({ format, rows, columns, storages }: StoredWeight): Weight {
@@ -72,9 +83,8 @@ export class WeightLoader {
     readonly onBytes: (loaded: number) => void = () => {},
     readonly signal?: AbortSignal,
   ) {
-    // Vectors widen to f32 and every storage is aligned: a little more than the checkpoint's bytes.
-    const bytes = Math.min(checkpoint.totalBytes * 1.01 + (1 << 16), device.gpu.limits.maxBufferSize, SLAB_BYTES);
-    this.#slabs = new Slabs(device, Math.floor(bytes / 256) * 256, "weights");
+    const most = Math.min(device.gpu.limits.maxBufferSize, SLAB_BYTES);
+    this.#slabs = new Slabs(device, most, "weights", weightBytes(checkpoint, config));
   }
 
   /** Everything loaded so far. */

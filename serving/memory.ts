@@ -8,6 +8,7 @@ import { type Checkpoint, openCheckpoint } from "../model/checkpoint.ts";
 import { type DecoderConfig, readConfig } from "../model/config.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
 import type { Source } from "../model/source.ts";
+import { weightBytes } from "../model/weights.ts";
 import { OutOfMemoryError } from "../tensor/device_errors.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import { checkLoadOptions } from "./load_options.ts";
@@ -151,11 +152,7 @@ export function estimate(
   f16: boolean,
   steps: StepLimits,
 ): MemoryEstimate {
-  const unused = config.tieWordEmbeddings
-    ? [...checkpoint.tensors.values()].filter(({ name }) => name.startsWith("lm_head."))
-    : [];
-  const tensors = checkpoint.totalBytes - unused.reduce((sum, { length }) => sum + length, 0);
-  const weights = tensors + contextLength * config.rope.rotaryDim * 4;
+  const weights = weightBytes(checkpoint, config) + contextLength * config.rope.rotaryDim * 4;
   const blocks = Math.ceil(contextLength / BLOCK_SIZE);
   const kvCache = blocks * BLOCK_SIZE * kvBytesPerToken(config, kvDtype, f16);
   const activations = activationBytes(config, steps);

@@ -1,5 +1,10 @@
 /** Storages that share a buffer: values stay apart, memory comes back with the last of them. */
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { openCheckpoint } from "../model/checkpoint.ts";
+import { readConfig } from "../model/config.ts";
+import { loadDecoder } from "../model/decoder_weights.ts";
+import { fileSource } from "../model/deno/file_source.ts";
+import { weightBytes } from "../model/weights.ts";
 import { buffer, compile, map, openDevice, OutOfMemoryError, Slabs, Storage } from "../tensor/mod.ts";
 
 const floats = (...values: number[]): Storage =>
@@ -30,4 +35,29 @@ Deno.test("a slab counts against the memory limit", async () => {
   const device = await openDevice({ memoryLimit: 1 << 20 });
   assertThrows(() => new Slabs(device, 1 << 21, "weights").place(floats(1)), OutOfMemoryError, "weights");
   device.close();
+});
+
+Deno.test("no slab is larger than what is left of all storages", async () => {
+  const device = await openDevice(), before = device.allocated;
+  const storages = Array.from({ length: 5 }, () => new Storage("f32", [300], undefined, "values")), each = 1280;
+  assertEquals(Slabs.round(storages[0]!.bytes(true)), each);
+  const slabs = new Slabs(device, 2 * each, "weights", 5 * each);
+  for (const storage of storages) slabs.place(storage);
+  assertEquals(device.allocated - before, 5 * each);
+  slabs.place(floats(1)); // more than was said
+  assertEquals(device.allocated - before, 5 * each + 256);
+  device.close();
+});
+
+Deno.test("a model's weights take no more than its headers tell", async () => {
+  for (const folder of ["fixtures/models/qwen3-tiny", "fixtures/mlx/qwen2-tiny-4bit", "../model/assets/stories"]) {
+    const device = await openDevice(),
+      before = device.allocated,
+      source = fileSource(`${import.meta.dirname}/${folder}`);
+    const config = await readConfig(source), checkpoint = await openCheckpoint(source);
+    const weights = await loadDecoder(device, checkpoint, config, { positions: 16 });
+    const told = weightBytes(checkpoint, config), taken = device.allocated - before - weights.rope.resident!.bytes;
+    assert(taken <= told && taken > 0.99 * told, `${folder}: ${taken} bytes were taken, and ${told} told`);
+    device.close();
+  }
 });
