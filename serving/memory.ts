@@ -168,11 +168,22 @@ function floatsPerToken({ hiddenSize, intermediateSize, numHeads, numKvHeads, he
 /** Bytes of what there is in any case: buffers for reading back, slots of drawn tokens, the device's own. */
 const FIXED_BYTES = 2 ** 18;
 
-/** What the layers hand to each other, logits of each sequence, and what there is in any case. */
+/**
+ * What the layers hand to each other, logits of each sequence, and what there is in any case. Penalties and the likeliest tokens need
+ * the logits of the largest step once more.
+ */
 function activationBytes(config: DecoderConfig, { maxNumSeqs, maxNumBatchedTokens }: StepLimits): number {
   const buckets = tokenBuckets(maxNumBatchedTokens, true), sum = (a: number, b: number): number => a + b;
-  const rows = buckets.map((bucket) => Math.min(bucket, maxNumSeqs)).reduce(sum);
-  return FIXED_BYTES + 4 * (buckets.reduce(sum) * floatsPerToken(config) + rows * config.vocabSize);
+  const rows = buckets.map((bucket) => Math.min(bucket, maxNumSeqs)), logits = rows.reduce(sum) + rows.at(-1)!;
+  return FIXED_BYTES + 4 * (buckets.reduce(sum) * floatsPerToken(config) + logits * config.vocabSize);
+}
+
+/**
+ * Tokens of a step whose logits are all computed and read back, within so many bytes: besides what the layers hand to each other there
+ * are the logits, and memory of up to twice as much to read them through.
+ */
+export function scoredTokens(bytes: number, config: DecoderConfig): number {
+  return Math.floor(bytes / (4 * (floatsPerToken(config) + 3 * config.vocabSize)));
 }
 
 /** What the choice of context and pool depends on. */
@@ -249,13 +260,26 @@ export function checkMemoryLimit(contextLength: number, room: Room): void {
   const blocks = kvMemory === undefined ? perContext : kvMemory <= 1 ? 1 : choosePoolBlocks(contextLength, room);
   const free = freeBytes(contextLength, room), cache = blocks * block;
   if (cache <= free) return;
-  const { weights, activations } = roomEstimate(contextLength, room);
+  const { weights, activations } = roomEstimate(contextLength, room), needed = memoryLimit - free + cache;
+  const least = leastBytes(room);
+  if (least > memoryLimit) {
+    throw new OutOfMemoryError(
+      `Cannot load the model: memoryLimit is ${memoryLimit} bytes, and at least ${least} are needed, ${weights} for weights ` +
+        `alone. Raise memoryLimit to ${needed}, or use a smaller model.`,
+    );
+  }
   throw new OutOfMemoryError(
-    `Cannot load the model: memoryLimit is ${memoryLimit} bytes, and ${memoryLimit - free + cache} are ` +
+    `Cannot load the model: memoryLimit is ${memoryLimit} bytes, and ${needed} are ` +
       `needed: ${weights} for weights, ${activations} for activations, ${cache} for keys and values. Raise memoryLimit, or ` +
       `lower maxNumBatchedTokens, maxNumSeqs${kvMemory === undefined ? " or contextLength" : " or kvMemory"}` +
       `${smallerSteps(cache, contextLength, room)}.`,
   );
+}
+
+/** Bytes without which nothing fits, however small steps, context and pool are. */
+function leastBytes(room: Room): number {
+  const steps = { maxNumSeqs: 1, maxNumBatchedTokens: 1, maxNumMixedTokens: 1 }, smallest = { ...room, steps };
+  return room.memoryLimit - freeBytes(BLOCK_SIZE, smallest) + blockBytes(room);
 }
 
 /** The largest steps, by halving, that fit beside so many bytes of cache, for an error. */

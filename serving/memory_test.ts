@@ -3,6 +3,7 @@ import { openCheckpoint } from "../model/checkpoint.ts";
 import { readConfig } from "../model/config.ts";
 import { fileSource } from "../model/deno/file_source.ts";
 import { kvBytesPerToken } from "../model/kv_cache.ts";
+import { weightBytes } from "../model/weights.ts";
 import { OutOfMemoryError } from "../tensor/device_errors.ts";
 import type { Caps } from "../tensor/kernel.ts";
 import type { LoadOptions } from "./model.ts";
@@ -160,8 +161,21 @@ Deno.test("a limit that is too low for the usual steps is refused with steps tha
   checkMemoryLimit(256, { ...short, steps: chooseStepLimits(limits, true, short.config) });
   const twice = { ...limits, maxNumBatchedTokens: 2 * limits.maxNumBatchedTokens };
   assertThrows(() => checkMemoryLimit(256, { ...short, steps: chooseStepLimits(twice, true, short.config) }));
-  const none = assertThrows(() => checkMemoryLimit(256, { ...short, memoryLimit: 10e6 }), OutOfMemoryError);
+  const none = assertThrows(() => checkMemoryLimit(256, { ...short, memoryLimit: 16e6 }), OutOfMemoryError);
   assertEquals(none.message.includes("fits"), false);
+});
+
+Deno.test("a limit below what weights and the smallest steps take is refused with both, and what to raise it to", async () => {
+  const short = await room({ memoryLimit: 10e6 });
+  const { message } = assertThrows(() => checkMemoryLimit(256, short), OutOfMemoryError);
+  const [least, weights, enough] =
+    /at least (\d+) are needed, (\d+) for weights alone. Raise memoryLimit to (\d+), or use/
+      .exec(message)!.slice(1).map(Number) as [number, number, number];
+  assertEquals(weights, weightBytes(short.checkpoint, short.config) + 256 * short.config.rope.rotaryDim * 4);
+  checkMemoryLimit(256, { ...short, memoryLimit: enough });
+  const steps = chooseStepLimits({ maxNumBatchedTokens: 1 }, true, short.config);
+  checkMemoryLimit(BLOCK_SIZE, { ...short, steps, memoryLimit: least });
+  assertThrows(() => checkMemoryLimit(BLOCK_SIZE, { ...short, steps, memoryLimit: least - 1 }), OutOfMemoryError);
 });
 
 Deno.test("steps are as large as asked, or as the device can make use of", async () => {

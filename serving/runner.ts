@@ -27,6 +27,7 @@ import { BlockCopier } from "./block_copier.ts";
 import { blockBuckets, sequenceBuckets, tokenBuckets } from "./buckets.ts";
 import {
   describeSampler,
+  detailColumns,
   type Details,
   readDetails,
   type Sampled,
@@ -36,6 +37,7 @@ import {
   SamplerRows,
   type WayOfDrawing,
 } from "./sampler.ts";
+import { scoredTokens } from "./memory.ts";
 import type { EncodedStep, StepResult } from "./encoded_step.ts";
 import { decodes, type ScheduledStep } from "./scheduled_step.ts";
 import { TokenSlots } from "./token_slots.ts";
@@ -94,12 +96,20 @@ const MOST_JOINED = { sequences: 8, hiddenSize: 2048 } as const;
 /** Steps after which a program's dispatches are joined: that stops the engine for a second, which a few saved tokens are not worth. */
 const JOINED_AFTER = 2048;
 
+/** Tokens whose logits may be computed in one step, by the size of a piece of them, the time that one takes, and what memory is left. */
+function mostLogitsTokens({ device: { caps, memoryLimit, allocated }, config }: RunnerModel): number {
+  const rows = Math.min(caps.maxBinding, LOGITS_BYTES) / (4 * config.vocabSize);
+  return Math.min(rows, caps.cpu ? CPU_LOGITS_TOKENS : Infinity, scoredTokens(memoryLimit - allocated, config));
+}
+
 /** A forward pass with its programs. The blocks of the sequences are the caller's to take and free. */
 export class Runner {
   readonly #model: RunnerModel;
   readonly #captured = new Map<string, Captured>();
   readonly #rows = new SamplerRows();
   readonly #tokenBuckets: readonly number[];
+  /** Most tokens of a step whose logits are all wanted, by the size of a piece of them and the time that one takes. */
+  readonly maxLogitsTokens: number;
   readonly #slots: TokenSlots;
   /** The tokens in the slots. */
   readonly #drawn: Storage;
@@ -122,19 +132,12 @@ export class Runner {
     this.#copier = new BlockCopier(model.device, model.cache);
     this.#submission = new Submission(model.device);
     this.#arenas = new Arenas(model.device, "steps");
+    this.maxLogitsTokens = this.#tokenBuckets.findLast((bucket) => bucket <= mostLogitsTokens(model)) ?? 1;
   }
 
   /** Most tokens of a step. */
   get maxTokens(): number {
     return this.#model.maxNumBatchedTokens;
-  }
-
-  /** Most tokens of a step whose logits are all wanted, by the size of a piece of them and the time that one takes. */
-  get maxLogitsTokens(): number {
-    const { device: { caps }, config } = this.#model;
-    const rows = Math.min(caps.maxBinding, LOGITS_BYTES) / (4 * config.vocabSize);
-    const most = caps.cpu ? Math.min(rows, CPU_LOGITS_TOKENS) : rows;
-    return this.#tokenBuckets.findLast((bucket) => bucket <= most) ?? 1;
   }
 
   /**
@@ -381,21 +384,49 @@ export class Runner {
     if (!captured) {
       const { device, cache } = this.#model, short = decode === true && this.#joins(maxTokens);
       const options = { label, join: short, arenas: this.#arenas };
-      const program = this.#makeRoom(() => compile(device, () => this.#trace(limits, sampler), options));
+      const program = this.#makeRoom(
+        () => compile(device, () => this.#trace(limits, sampler), options),
+        this.#readBytes(limits, sampler),
+      );
       captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };
       this.#captured.set(label, captured);
     }
     return captured;
   }
 
-  /** Makes a program; where memory does not suffice, once more without those that no step under way needs. */
-  #makeRoom(make: () => Program): Program {
+  /**
+   * Makes a program; where memory does not suffice for it and for reading so many bytes of it, once more without those that no step under
+   * way needs.
+   */
+  #makeRoom(compileProgram: () => Program, readBytes: number): Program {
+    const { device } = this.#model;
+    const make = (): Program => {
+      const program = compileProgram();
+      try {
+        device.checkRoom(device.readback.growth(readBytes), "reading back");
+      } catch (cause) {
+        program.dispose();
+        throw cause;
+      }
+      return program;
+    };
     try {
       return make();
     } catch (cause) {
       if (!(cause instanceof OutOfMemoryError) || !this.#forgetIdle()) throw cause;
       return make();
     }
+  }
+
+  /** Bytes of a program's results that are read at once, besides drawn tokens. */
+  #readBytes({ maxLogitRows }: BatchLimits, sampler: Sampler | "logits"): number {
+    const { vocabSize } = this.#model.config;
+    const columns = sampler === "logits"
+      ? vocabSize
+      : sampler.details === "none"
+      ? 0
+      : detailColumns(sampler.details, vocabSize);
+    return 4 * maxLogitRows * columns;
   }
 
   /** Frees the programs that no step under way needs: they are compiled again when they are. Returns whether there were any. */

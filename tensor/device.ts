@@ -111,16 +111,24 @@ export class Device {
     }
   }
 
+  /**
+   * Passes where the memory limit leaves room for so many bytes more.
+   *
+   * @throws {OutOfMemoryError} naming what they are for, and what is in use.
+   */
+  checkRoom(size: number, what: string): void {
+    if (this.allocated + size <= this.memoryLimit) return;
+    throw new OutOfMemoryError(
+      `Cannot allocate ${mib(size)} for ${what}: ${mib(this.allocated)} of ${mib(this.memoryLimit)} are in use. ` +
+        `Raise memoryLimit, or use a smaller model or context.`,
+    );
+  }
+
   /** Allocates a buffer against the memory limit. Throws {@linkcode OutOfMemoryError} with the numbers. */
   allocate(bytes: number, usage: GPUBufferUsageFlags, what: string): Resident {
     this.check();
     const size = Math.ceil(Math.max(bytes, 16) / 16) * 16;
-    if (this.allocated + size > this.memoryLimit) {
-      throw new OutOfMemoryError(
-        `Cannot allocate ${mib(size)} for ${what}: ${mib(this.allocated)} of ${mib(this.memoryLimit)} are in use. ` +
-          `Raise memoryLimit, or use a smaller model or context.`,
-      );
-    }
+    this.checkRoom(size, what);
     if (size > this.gpu.limits.maxBufferSize) {
       throw new OutOfMemoryError(
         `Cannot allocate ${mib(size)} for ${what}: the device allows ${mib(this.gpu.limits.maxBufferSize)} a buffer`,

@@ -61,6 +61,11 @@ export class Readback {
     return (this.#staging?.bytes ?? 0) + (this.#guard?.bytes ?? 0);
   }
 
+  /** Bytes that staging memory grows by when so many are read. */
+  growth(bytes: number): number {
+    return this.#staging && this.#capacity >= bytes ? 0 : 2 * GUARD_BYTES + capacityFor(bytes) - this.bytes;
+  }
+
   /** Whether reads are taken without awaiting; undefined before the first. */
   get fast(): boolean | undefined {
     return this.#fast;
@@ -143,7 +148,7 @@ export class Readback {
   async #reserve(size: number): Promise<void> {
     if (this.#staging && this.#capacity >= size) return;
     this.destroy();
-    const capacity = Math.max(4096, 2 ** Math.ceil(Math.log2(size))), { COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+    const capacity = capacityFor(size), { COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
     this.#guard = this.allocate(GUARD_BYTES, COPY_SRC | COPY_DST, "the guard of reading back");
     this.#staging = this.allocate(GUARD_BYTES + capacity, MAP_READ | COPY_DST, "reading back");
     this.#capacity = capacity;
@@ -158,6 +163,11 @@ export class Readback {
     this.#guard?.release();
     this.#staging = this.#guard = undefined;
   }
+}
+
+/** Bytes that staging memory has for reads of so many. */
+function capacityFor(bytes: number): number {
+  return Math.max(4096, 2 ** Math.ceil(Math.log2(bytes)));
 }
 
 /** Calls who wants to know that a staging buffer is mapped; it does not stay so where that fails. */

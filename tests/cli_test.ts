@@ -112,10 +112,11 @@ Deno.test("what the library says of its options names the flags, and those apply
     [["--kv-memory", "0.5"], "--kv-memory is 0.5, a fraction, and drivers do not say of what: give --memory-limit too"],
     [["--kv-memory", "10kB"], "--kv-memory is 10000 bytes, and 16 tokens take"],
     [
-      ["--memory-limit", "10MB"],
+      ["--memory-limit", "16MB"],
       "Raise --memory-limit, or lower --max-num-batched-tokens, --max-num-seqs or --context.",
     ],
-    [["--memory-limit", "10MB", "--kv-memory", "1MB"], "--max-num-seqs or --kv-memory."],
+    [["--memory-limit", "16MB", "--kv-memory", "1MB"], "--max-num-seqs or --kv-memory."],
+    [["--memory-limit", "10MB"], "for weights alone. Raise --memory-limit to"],
     [["-c", "5000"], "--context is 5000, and it was made for 1024: give that or less"],
     [["--max-num-seqs", "4", "--max-num-batched-tokens", "2"], "--max-num-batched-tokens is 2, and a step has"],
     [["-c", "16", "-p", "mouse ".repeat(40)], "or load the model with a --context of up to 1024."],

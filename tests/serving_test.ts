@@ -11,6 +11,7 @@ import { load } from "../serving/load_model.ts";
 import type { LoadedModel } from "../serving/loaded_model.ts";
 import { openNamed } from "../serving/model_source.ts";
 import { RequestError } from "../serving/request_error.ts";
+import { OutOfMemoryError } from "../tensor/device_errors.ts";
 
 type Story = LoadedModel<Engine>;
 
@@ -307,6 +308,24 @@ Deno.test("memory that runs out", async (t) => {
   await using reference = await storyModel({ ...SMALL, maxSteps: 1, prefixCache: false });
 
   for (const [name, run] of Object.entries(MEMORY)) await t.step(name, () => run(reference));
+});
+
+Deno.test("at the lowest limit that is accepted all kinds of requests are answered, and texts are scored", async () => {
+  for (const [maxNumSeqs, maxNumBatchedTokens, contextLength] of [[8, 8, 64], [4, 64, 32]] as const) {
+    const sizes = { maxNumSeqs, maxNumBatchedTokens, contextLength };
+    const { message } = await assertRejects(() => storyModel({ ...sizes, memoryLimit: 1e6 }), OutOfMemoryError);
+    const memoryLimit = Number(/Raise memoryLimit to (\d+)/.exec(message)![1]);
+    await using model = await storyModel({ ...sizes, memoryLimit, maxSteps: 1 });
+    const penalties = { frequencyPenalty: 0.5, repetitionPenalty: 1.1 };
+    for (const more of [{ temperature: 0, logprobs: false }, penalties, { ...penalties, logprobs: 3 }]) {
+      const answers = await together(
+        model,
+        Array.from({ length: maxNumSeqs }, (_, i) => request(prompt(3 + 2 * i, i), 6, more)),
+      );
+      assertEquals(answers.map(({ tokens }) => tokens.length), answers.map(() => 6));
+      assertEquals((await model.nll(prompt(contextLength, 9))).count, contextLength - 1);
+    }
+  }
 });
 
 Deno.test("alone or among 50: the same tokens, the same log-probabilities to the last bit", async () => {
