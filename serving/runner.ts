@@ -429,7 +429,10 @@ export class Runner {
     return 4 * maxLogitRows * columns;
   }
 
-  /** Frees the programs that no step under way needs: they are compiled again when they are. Returns whether there were any. */
+  /**
+   * Frees the programs that no step under way needs, and what they shared where there is no other: they are compiled again when they are
+   * needed. Returns whether there were any.
+   */
   #forgetIdle(): boolean {
     const needed = new Set(this.#unread.values()), idle = [...this.#captured].filter(([, each]) => !needed.has(each));
     this.#encodeAlike = undefined;
@@ -437,6 +440,7 @@ export class Runner {
       program.dispose();
       this.#captured.delete(label);
     }
+    if (this.#captured.size === 0) this.#arenas.release();
     return idle.length > 0;
   }
 
