@@ -75,10 +75,12 @@ const SPECIAL_TOKENS = ["bos_token", "eos_token", "pad_token", "unk_token"] as c
  */
 export class ChatTemplate {
   readonly #template: JinjaTemplate;
+  readonly #source: string;
   readonly #specialTokens: Record<string, string>;
 
   private constructor(source: string, specialTokens: Record<string, string>) {
     this.#template = parseTemplate(source);
+    this.#source = source;
     this.#specialTokens = specialTokens;
   }
 
@@ -103,6 +105,11 @@ export class ChatTemplate {
     } catch (error) {
       throw new Error(`Cannot read the chat template: ${messageOf(error)}`, { cause: error });
     }
+  }
+
+  /** Whether the template has this word in quotes, as it has a role that it treats in a way of its own. */
+  names(word: string): boolean {
+    return word !== "" && [`'${word}'`, `"${word}"`].some((quoted) => this.#source.includes(quoted));
   }
 
   /**

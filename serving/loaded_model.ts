@@ -151,9 +151,13 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
     if (parameters.stop.length > 0 && !tokenizer) {
       throw new RequestError(`Cannot stop at strings: ${this.name} has no tokenizer, give stopTokenIds instead`);
     }
+    const { signal } = options;
+    if (!(signal === undefined || signal instanceof AbortSignal)) {
+      throw new RequestError(`Cannot generate: signal is ${signal}, give an AbortSignal`);
+    }
     const prompt = encodePrompt(options, { ...this.#parts, vocabSize });
     this.#checkFits(prompt);
-    return this.#start(prompt, parameters, options.signal);
+    return this.#start(prompt, parameters, signal);
   }
 
   #start(prompt: readonly number[], parameters: GenerationParameters, signal: AbortSignal | undefined): Generation {

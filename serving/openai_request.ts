@@ -10,8 +10,10 @@
  */
 import { z } from "zod";
 import type { ChatMessage } from "../model/chat_template.ts";
+import { CHAT_ROLES } from "./chat_roles.ts";
 import { MAX_TOP_LOGPROBS } from "./engine_types.ts";
 import { nearest } from "./nearest.ts";
+import { BOUNDS } from "./parameters.ts";
 import type { GenerateOptions, SamplingOptions } from "./request.ts";
 
 /** Whether a request is a conversation or plain text. */
@@ -60,6 +62,10 @@ const whole = (least: number, most = Number.MAX_SAFE_INTEGER): z.ZodNumber =>
   );
 const tokenId = whole(0, 2 ** 31 - 1);
 const finite = z.number();
+const between = (least: number, most: number): z.ZodNumber => {
+  const remedy = `give a number from ${least} to ${most}`;
+  return z.number().min(least, remedy).max(most, remedy);
+};
 const text = z.string().min(1, "give at least one character");
 
 /** Tells a service who asks and how to account for it; an answer does not depend on it. */
@@ -81,10 +87,10 @@ const SAMPLING = {
   top_p: finite.gt(0, "give a number above 0, up to 1").max(1, "give a number above 0, up to 1").nullish(),
   top_k: whole(-1).nullish(),
   min_p: finite.min(0, "give a number from 0 to 1").max(1, "give a number from 0 to 1").nullish(),
-  repetition_penalty: finite.gt(0, "give a number above 0 (1 is none)").nullish(),
-  presence_penalty: finite.nullish(),
-  frequency_penalty: finite.nullish(),
-  logit_bias: z.record(z.string().regex(/^\d+$/, "its keys are token ids"), finite).nullish(),
+  repetition_penalty: between(...BOUNDS.repetitionPenalty).nullish(),
+  presence_penalty: between(...BOUNDS.penalty).nullish(),
+  frequency_penalty: between(...BOUNDS.penalty).nullish(),
+  logit_bias: z.record(z.string().regex(/^\d+$/, "its keys are token ids"), between(...BOUNDS.bias)).nullish(),
   seed: whole(Number.MIN_SAFE_INTEGER).nullish(),
   stop: z.union([text, z.array(text)], "give a text, or a list of texts, none empty").nullish(),
   stop_token_ids: z.array(tokenId).nullish(),
@@ -114,11 +120,8 @@ const PART = z.looseObject({
   text: z.string(),
 });
 
-/** OpenAI's roles; what a model makes of each is its template's. */
-const ROLES = ["developer", "system", "user", "assistant", "tool", "function"];
-
 const MESSAGE = z.looseObject({
-  role: z.enum(ROLES, `give one of ${ROLES.join(", ")}`),
+  role: z.enum(CHAT_ROLES, `give one of ${CHAT_ROLES.join(", ")}`),
   content: z.union([z.string(), z.array(PART)], "give a text, or a list of parts of text").nullish(),
 });
 

@@ -46,8 +46,22 @@ interface Range {
 }
 
 const atLeast0: Range = { good: (value) => value >= 0 && value < Infinity, remedy: "give a number from 0" };
-const finite: Range = { good: Number.isFinite, remedy: "give a finite number (0 is none)" };
+const finite: Range = { good: Number.isFinite, remedy: "give a finite number" };
 const whole: Range = { good: (value) => Number.isInteger(value) && value >= 0, remedy: "give a whole number from 0" };
+
+/** Least and greatest values of what changes logits: products with them and sums stay finite in f32. */
+export const BOUNDS = {
+  repetitionPenalty: [1e-3, 1e3],
+  penalty: [-1e3, 1e3],
+  bias: [-1e30, 1e30],
+} as const;
+
+function between([least, most]: readonly [number, number], none: string): Range {
+  return {
+    good: (value) => value >= least && value <= most,
+    remedy: `give a number from ${least} to ${most} (${none})`,
+  };
+}
 
 /** Most samples of a prompt. */
 const MAX_SAMPLES = 128;
@@ -59,9 +73,9 @@ const RANGES: { readonly [Name in keyof SamplingOptions]?: Range } = {
   topK: { ...whole, remedy: "give a whole number from 0 (0 keeps all tokens)" },
   topP: { good: (p) => p > 0 && p <= 1, remedy: "give a number above 0, up to 1 (1 keeps all tokens)" },
   minP: { good: (p) => p >= 0 && p <= 1, remedy: "give a number from 0 to 1 (0 drops no token)" },
-  repetitionPenalty: { good: (p) => p > 0 && p < Infinity, remedy: "give a number above 0 (1 is none)" },
-  presencePenalty: finite,
-  frequencyPenalty: finite,
+  repetitionPenalty: between(BOUNDS.repetitionPenalty, "1 is none"),
+  presencePenalty: between(BOUNDS.penalty, "0 is none"),
+  frequencyPenalty: between(BOUNDS.penalty, "0 is none"),
   seed: { good: Number.isSafeInteger, remedy: "give a whole number" },
   n: {
     good: (n) => Number.isInteger(n) && n >= 1 && n <= MAX_SAMPLES,
@@ -124,7 +138,18 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
   }
   checkLogprobs(options);
   checkTokenIds(options.stopTokenIds ?? [], vocabSize, "stopTokenIds");
-  const bias = Object.entries(options.logitBias ?? {});
+  checkLogitBias(options, vocabSize);
+  const { ignoreEos = false } = options;
+  if (typeof ignoreEos !== "boolean") {
+    throw new RequestError(`Cannot generate: ignoreEos is ${ignoreEos}, give true or false`);
+  }
+}
+
+function checkLogitBias({ logitBias = {} }: SamplingOptions, vocabSize: number): void {
+  if (typeof logitBias !== "object" || logitBias === null) {
+    throw new RequestError(`Cannot use logitBias: it is ${logitBias}, give numbers by token id, such as { 42: -100 }`);
+  }
+  const bias = Object.entries(logitBias), good = between(BOUNDS.bias, "-100 bans it");
   for (const [id] of bias) {
     if (String(Number(id)) !== id || id === "NaN") {
       throw new RequestError(`Cannot use logitBias: its key "${id}" is no token id, give a whole number`);
@@ -132,10 +157,8 @@ function checkOptions(options: SamplingOptions, vocabSize: number): void {
   }
   checkTokenIds(bias.map(([id]) => Number(id)), vocabSize, "logitBias");
   for (const [id, value] of bias) {
-    if (!(typeof value === "number" && Number.isFinite(value))) {
-      throw new RequestError(
-        `Cannot generate: logitBias of token ${id} is ${value}, give a finite number (-100 bans it)`,
-      );
+    if (!(typeof value === "number" && good.good(value))) {
+      throw new RequestError(`Cannot generate: logitBias of token ${id} is ${value}, ${good.remedy}`);
     }
   }
 }
@@ -162,6 +185,7 @@ function alternativesOf({ logprobs = false }: SamplingOptions): number | undefin
  * @throws {RequestError} naming the first such id.
  */
 export function checkTokenIds(ids: readonly number[], vocabSize: number, what: string): void {
+  if (!Array.isArray(ids)) throw new RequestError(`Cannot use ${what}: it is ${ids}, give a list of token ids`);
   const unknown = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
   if (unknown < 0) return;
   throw new RequestError(

@@ -1,4 +1,7 @@
 import { assertEquals, assertNotEquals, assertThrows } from "@std/assert";
+import { ChatTemplate } from "../model/chat_template.ts";
+import type { Tokenizer } from "../model/tokenizer.ts";
+import { CHAT_ROLES } from "./chat_roles.ts";
 import { type ParameterDefaults, resolveParameters } from "./parameters.ts";
 import { encodePrompt } from "./prompt.ts";
 import type { GenerateOptions, SamplingOptions } from "./request.ts";
@@ -54,7 +57,9 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
     [{ maxTokens: 0 }, "maxTokens is 0, give a whole number from 1"],
     [{ maxTokens: -3 }, "maxTokens is -3"],
     [{ repetitionPenalty: 0 }, "repetitionPenalty is 0"],
+    [{ repetitionPenalty: 1e-40 }, "repetitionPenalty is 1e-40, give a number from 0.001 to 1000 (1 is none)"],
     [{ presencePenalty: Infinity }, "presencePenalty is Infinity"],
+    [{ frequencyPenalty: 1e300 }, "frequencyPenalty is 1e+300, give a number from -1000 to 1000 (0 is none)"],
     [{ seed: 0.5 }, "seed is 0.5"],
     [{ stop: ["a", ""] }, "a stop string is empty"],
     [{ stopTokenIds: [10] }, "the model has no token 10, its ids are 0 to 9"],
@@ -62,6 +67,10 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
     [{ logitBias: { x: 1 } as Record<number, number> }, 'Cannot use logitBias: its key "x" is no token id'],
     [{ logitBias: { "": 1 } as Record<number, number> }, 'its key "" is no token id'],
     [{ logitBias: { 2: -Infinity } }, "logitBias of token 2 is -Infinity"],
+    [{ logitBias: { 2: 1e39 } }, "logitBias of token 2 is 1e+39, give a number from"],
+    [{ logitBias: "a" as unknown as Record<number, number> }, "logitBias: it is a, give numbers by token id"],
+    [{ stopTokenIds: 5 as unknown as number[] }, "Cannot use stopTokenIds: it is 5, give a list of token ids"],
+    [{ ignoreEos: "no" as unknown as boolean }, "ignoreEos is no, give true or false"],
     [{ temperature: "hot" as unknown as number }, "temperature is hot"],
     [{ max_tokens: 3 } as SamplingOptions, 'there is no option "max_tokens", did you mean maxTokens?'],
     [{ best_of: 3 } as SamplingOptions, 'there is no option "best_of", give prompt, messages, tokens'],
@@ -69,6 +78,23 @@ Deno.test("values out of range are refused by name, with the value and a remedy"
   for (const [options, message] of bad) assertThrows(() => resolveParameters(options, defaults), RequestError, message);
   const none = undefined as unknown as SamplingOptions;
   assertThrows(() => resolveParameters(none, defaults), RequestError, "options is undefined, give an object such as");
+});
+
+Deno.test("a role is one of OpenAI's, or one that the template names", () => {
+  const chat_template = "{% for m in messages %}{% if m.role == 'ipython' %}py{% endif %}{{ m.content }}{% endfor %}";
+  const model = {
+    ...{ name: "m", vocabSize: 10, chatTemplate: ChatTemplate.fromConfig({ chat_template })! },
+    tokenizer: { encode: (text: string) => [text.length] } as unknown as Tokenizer,
+  };
+  const encode = (role: string): number[] =>
+    encodePrompt({ messages: [{ role: "user", content: "a" }, { role, content: "b" }] }, model);
+  for (const role of [...CHAT_ROLES, "ipython"]) assertEquals(encode(role), [role === "ipython" ? 4 : 2], role);
+  const bad = [
+    ["usr", 'the role of message 1 is "usr", did you mean user?'],
+    ["", 'the role of message 1 is "", give one of developer, system, user, assistant, tool, function'],
+    ["python", 'the role of message 1 is "python", give one of'],
+  ] as const;
+  for (const [role, message] of bad) assertThrows(() => encode(role), RequestError, `Cannot generate: ${message}`);
 });
 
 Deno.test("a prompt is text, messages or ids, one of them and not empty", () => {

@@ -5,6 +5,7 @@
  */
 import type { ChatTemplate } from "../model/chat_template.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
+import { unknownRole } from "./chat_roles.ts";
 import { checkTokenIds } from "./parameters.ts";
 import type { GenerateOptions } from "./request.ts";
 import { asRequestError, RequestError } from "./request_error.ts";
@@ -68,5 +69,7 @@ function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder)
   if (!(Array.isArray(messages) && messages.every((message) => typeof message?.role === "string"))) {
     throw new RequestError('Cannot generate: messages is no list of messages, give [{ role: "user", content: "…" }]');
   }
-  return tokenizer.encode(chatTemplate.render(messages!, { addGenerationPrompt: true }));
+  const unknown = unknownRole(messages, chatTemplate);
+  if (unknown !== undefined) throw new RequestError(`Cannot generate: ${unknown}`);
+  return tokenizer.encode(chatTemplate.render(messages, { addGenerationPrompt: true }));
 }

@@ -24,7 +24,10 @@ export interface SamplingOptions {
   presencePenalty?: number;
   /** Subtracted from tokens in the output for each occurrence; 0 is none. */
   frequencyPenalty?: number;
-  /** Same seed, same text, on one device: in exact precision in any company, in fast precision alone. Drawn at random unless given. */
+  /**
+   * Same seed, same text, on one device: in exact precision in any company, in fast precision alone. Any whole number: a negative one is a
+   * seed like others. Drawn at random unless given.
+   */
   seed?: number;
   /** Strings that end the text; they are not part of it. */
   stop?: string | readonly string[];

@@ -150,6 +150,18 @@ const STORY: Readonly<Record<string, (model: Story) => Promise<void>>> = {
       await assertRejects(() => model.complete({ prompt: "", ...signal }), Error, "prompt is empty");
       await assertRejects(() => model.complete({ prompt: "a", topP: 2, ...signal }), RangeError, "topP is 2");
     }
+    const signal = "no" as unknown as AbortSignal;
+    await assertRejects(
+      () => model.complete({ prompt: "a", signal }),
+      RequestError,
+      "signal is no, give an AbortSignal",
+    );
+    const messages = [{ role: "asistant", content: "Hi" }];
+    await assertRejects(
+      () => model.complete({ messages }),
+      RequestError,
+      'message 0 is "asistant", did you mean assistant?',
+    );
   },
 };
 
