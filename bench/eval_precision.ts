@@ -97,7 +97,7 @@ async function idsOf(model: Model, file: string): Promise<readonly number[]> {
   const text = await readInput(file);
   if (!file.endsWith(".json")) {
     if (model.tokenizer) return model.tokenizer.encode(text);
-    throw new UsageError(`${model.name} has no tokenizer: give a JSON file with ids in place of "${file}"`);
+    throw new UsageError(`"${model.name}" has no tokenizer: give a JSON file with ids in place of "${file}"`);
   }
   const remedy = `Cannot read "${file}": give JSON such as {"ids":[1,2,3]}`;
   let ids: unknown;

@@ -25,7 +25,7 @@ export async function chat(context: CommandContext): Promise<number> {
   await using model = await loadModel(context);
   if (!model.tokenizer || !model.chatTemplate) {
     throw new Error(
-      `${model.name} has no ${
+      `"${model.name}" has no ${
         model.tokenizer ? "chat template" : "tokenizer"
       }, so it cannot chat: try tinyllm generate --raw`,
     );

@@ -23,8 +23,12 @@ const FLAGS: ReadonlyMap<string, string> = new Map(
   ) => [key, `--${flag}`]),
 );
 
-/** A quotation, as the library and the runtime quote names that people gave; or what may be the name of an option. */
-const QUOTED_OR_NAME = /"[^"]*"|(?<!\w)'[^']*'(?!\w)|\b[a-z]+(?:[A-Z][a-z]+)+\b/g;
+/**
+ * A quotation, as the library and the runtime quote names that people gave; or a word that may be the name of an option, and no part of
+ * an address, a path or the name of a file.
+ */
+const QUOTED_OR_NAME =
+  /"[^"]*"|(?<!\w)'[^']*'(?!\w)|(?<![\w/\\.:@=-])[a-z]+(?:[A-Z][a-z]+)+(?![\w/\\@=-]|[.:][\w/\\])/g;
 
 /**
  * What the library says, with flags in place of the options that it names. What stands in quotes stays as it is.
@@ -36,6 +40,7 @@ const QUOTED_OR_NAME = /"[^"]*"|(?<!\w)'[^']*'(?!\w)|\b[a-z]+(?:[A-Z][a-z]+)+\b/
  *
  * assertEquals(withFlags("kvMemory is 9, give contextLength"), "--kv-memory is 9, give --context");
  * assertEquals(withFlags('Cannot read "kvMemory.json"'), 'Cannot read "kvMemory.json"');
+ * assertEquals(withFlags("Cannot fetch https://x.org/kvMemory/a"), "Cannot fetch https://x.org/kvMemory/a");
  * ```
  */
 export function withFlags(message: string): string {

@@ -1,4 +1,7 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { readConfig } from "../model/config.ts";
+import { memorySource } from "../model/source.ts";
+import { encodePrompt } from "../serving/prompt.ts";
 import { errorText, withFlags } from "./flags.ts";
 
 /** Holds what is shown of messages against what it should be. */
@@ -23,6 +26,29 @@ Deno.test("what is quoted stays as people named it, and options beside it are fl
     ["the model's kvMemory, or the device's memoryLimit", "the model's --kv-memory, or the device's --memory-limit"],
     ['Cannot read 5" of kvMemory', 'Cannot read 5" of --kv-memory'],
   ]);
+});
+
+Deno.test("addresses, paths and names of files stay as they are without quotes too", () => {
+  assertShown([
+    ["Cannot fetch https://x.org/kvMemory/a?b=kvDtype", "Cannot fetch https://x.org/kvMemory/a?b=kvDtype"],
+    [
+      "models/kvMemory, kvMemory/x, C:\\kvMemory, kvMemory.json",
+      "models/kvMemory, kvMemory/x, C:\\kvMemory, kvMemory.json",
+    ],
+    ["my-kvMemory, kvMemory-2 and kvMemory@v1", "my-kvMemory, kvMemory-2 and kvMemory@v1"],
+    [
+      "keys get 0.5 (kvMemory), or maxNumSeqs; kvDtype: f16",
+      "keys get 0.5 (--kv-memory), or --max-num-seqs; --kv-dtype: f16",
+    ],
+  ]);
+});
+
+Deno.test("what the library says of a model that people named leaves the name as it is", async () => {
+  const error = await assertRejects(() => readConfig({ ...memorySource({}), name: "kvMemory" }), Error);
+  assertEquals(errorText(error, false), 'Cannot load a model from "kvMemory": it has no config.json');
+  const model = { name: "kvMemory", vocabSize: 1 };
+  const { message } = assertThrows(() => encodePrompt({ prompt: "a" }, model), Error);
+  assertEquals(withFlags(message).includes('"kvMemory" has no tokenizer'), true, message);
 });
 
 Deno.test("an error is a line, with flags and names as they are", () => {

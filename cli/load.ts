@@ -81,11 +81,11 @@ export function requestOf(
 ): Pick<GenerateOptions, "tokens" | "prompt" | "messages"> {
   if (prompt === undefined) return { tokens: options.tokenIds! };
   if (!model.tokenizer) {
-    throw new Error(`${model.name} has no tokenizer: give token ids, as in --token-ids "1,2,3"`);
+    throw new Error(`"${model.name}" has no tokenizer: give token ids, as in --token-ids "1,2,3"`);
   }
   if (options.raw || !model.chatTemplate) {
     if (options.system !== undefined) {
-      const reason = options.raw ? "with --raw" : `since ${model.name} has no chat template`;
+      const reason = options.raw ? "with --raw" : `since "${model.name}" has no chat template`;
       throw new UsageError(`--system has no place ${reason}: write it into the prompt`);
     }
     return { prompt };

@@ -85,7 +85,7 @@ async function measure(
 }
 
 function encode(model: LoadedModel, text: string): number[] {
-  if (!model.tokenizer) throw new Error(`${model.name} has no tokenizer: give token ids, as in --token-ids "1,2,3"`);
+  if (!model.tokenizer) throw new Error(`"${model.name}" has no tokenizer: give token ids, as in --token-ids "1,2,3"`);
   return model.tokenizer.encode(text);
 }
 

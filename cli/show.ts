@@ -64,7 +64,7 @@ async function reportOf(library: Library, source: Source, options: Options): Pro
   const { contextLength = 0 } = options;
   if (contextLength > config.contextLength) {
     throw new Error(
-      `Cannot show a context of ${contextLength}: ${source.name} was made for ${config.contextLength}, give that or less`,
+      `Cannot show a context of ${contextLength}: "${source.name}" was made for ${config.contextLength}, give that or less`,
     );
   }
   const checkpoint = await openCheckpoint(source);

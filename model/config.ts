@@ -203,7 +203,7 @@ export function parseConfig(json: unknown): DecoderConfig {
  */
 export async function readConfig(source: Source): Promise<DecoderConfig> {
   const json = await readJson(source, "config.json");
-  if (json === undefined) throw new Error(`Cannot load a model from ${source.name}: it has no config.json`);
+  if (json === undefined) throw new Error(`Cannot load a model from "${source.name}": it has no config.json`);
   return parseConfig(json);
 }
 

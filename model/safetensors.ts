@@ -89,7 +89,7 @@ export class SafetensorsError extends Error {
    * @param file which file, and where it is.
    */
   constructor(readonly problem: SafetensorsProblem, file: FilePlace, reason: string) {
-    super(`Cannot load "${file.path}" of ${file.source.name}: ${reason}`);
+    super(`Cannot load "${file.path}" of "${file.source.name}": ${reason}`);
     this.name = "SafetensorsError";
   }
 }

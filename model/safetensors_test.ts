@@ -77,7 +77,7 @@ for (const [problem, message, bytes] of MALFORMED) {
     const source = memorySource(bytes ? { "x.safetensors": bytes } : {});
     const error = await assertRejects(() => openSafetensors(source, "x.safetensors"), SafetensorsError, message);
     assertEquals(error.problem, problem);
-    assert(error.message.startsWith('Cannot load "x.safetensors" of memory: '), error.message);
+    assert(error.message.startsWith('Cannot load "x.safetensors" of "memory": '), error.message);
   });
 }
 
@@ -125,7 +125,7 @@ for (const [message, problem, json, shards] of BAD_INDEXES) {
       message,
     );
     assertEquals(error.problem, problem);
-    assert(/^Cannot load "[^"]+" of memory: /.test(error.message), error.message);
+    assert(/^Cannot load "[^"]+" of "memory": /.test(error.message), error.message);
   });
 }
 

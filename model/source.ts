@@ -68,7 +68,9 @@ export async function readJson(source: Source, path: string): Promise<unknown> {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new Error(`Cannot read "${path}" of ${source.name}: it is not JSON (${(cause as Error).message})`, { cause });
+    throw new Error(`Cannot read "${path}" of "${source.name}": it is not JSON (${(cause as Error).message})`, {
+      cause,
+    });
   }
 }
 

@@ -112,7 +112,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
   }
 
   dispose(): Promise<void> {
-    return this.engine.close(new Error(`Cannot use ${this.name}: it was disposed. Load it again.`));
+    return this.engine.close(new Error(`Cannot use "${this.name}": it was disposed. Load it again.`));
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -149,7 +149,7 @@ export class LoadedModel<E extends EngineClient = EngineClient> implements Model
     const eosTokenIds = generation.eosTokenIds.length > 0 ? generation.eosTokenIds : config.eosTokenIds;
     const parameters = resolveParameters(options, { generation, eosTokenIds, vocabSize });
     if (parameters.stop.length > 0 && !tokenizer) {
-      throw new RequestError(`Cannot stop at strings: ${this.name} has no tokenizer, give stopTokenIds instead`);
+      throw new RequestError(`Cannot stop at strings: "${this.name}" has no tokenizer, give stopTokenIds instead`);
     }
     const { signal } = options;
     if (!(signal === undefined || signal instanceof AbortSignal)) {

@@ -82,7 +82,7 @@ function fromFolder(name: string, folder: string): NamedSource {
 function refuseRevision(revision: string | undefined, name: string): void {
   if (revision === undefined) return;
   throw new Error(
-    `Cannot load revision "${revision}" of ${name}: only models on the hub have revisions, leave it out`,
+    `Cannot load revision "${revision}" of "${name}": only models on the hub have revisions, leave it out`,
   );
 }
 

@@ -9,9 +9,9 @@ Deno.test("a revision is refused where there are none", async () => {
   await assertRejects(
     () => openNamed(STORIES, options),
     Error,
-    `Cannot load revision "dev" of ${STORIES}: only models`,
+    `Cannot load revision "dev" of "${STORIES}": only models`,
   );
-  await assertRejects(() => openNamed(memorySource({}), options), Error, 'Cannot load revision "dev" of memory');
-  await assertRejects(() => openNamed(undefined, options), Error, 'Cannot load revision "dev" of the story model');
+  await assertRejects(() => openNamed(memorySource({}), options), Error, 'Cannot load revision "dev" of "memory"');
+  await assertRejects(() => openNamed(undefined, options), Error, 'Cannot load revision "dev" of "the story model"');
   assertEquals((await openNamed(`${STORIES}/`, {})).name, STORIES);
 });

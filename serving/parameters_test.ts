@@ -107,7 +107,7 @@ Deno.test("a prompt is text, messages or ids, one of them and not empty", () => 
     [{ tokens: [1, 10] }, "no token 10"],
     [{ tokens: [1.5] }, "no token 1.5"],
     [{ tokens: 5 as unknown as number[] }, "tokens is 5, give a list of token ids"],
-    [{ prompt: "Hi" }, "m has no tokenizer, give tokens"],
+    [{ prompt: "Hi" }, '"m" has no tokenizer, give tokens'],
   ];
   for (const [options, message] of bad) assertThrows(() => encodePrompt(options, model), Error, message);
 });

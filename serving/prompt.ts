@@ -56,7 +56,7 @@ function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder)
     throw new RequestError(`Cannot generate: prompt is ${prompt}, give text`);
   }
   if (!tokenizer) {
-    throw new RequestError(`Cannot generate from text: ${name} has no tokenizer, give tokens (ids) instead`);
+    throw new RequestError(`Cannot generate from text: "${name}" has no tokenizer, give tokens (ids) instead`);
   }
   if (prompt !== undefined) {
     // A text that brings its own beginning-of-sequence token does not get a second one.
@@ -64,7 +64,7 @@ function encodeText({ prompt, messages }: GenerateOptions, model: PromptEncoder)
     return prompt === "" ? [] : tokenizer.encode(prompt, { addSpecialTokens: !begun });
   }
   if (!chatTemplate) {
-    throw new RequestError(`Cannot generate from messages: ${name} has no chat template, give prompt instead`);
+    throw new RequestError(`Cannot generate from messages: "${name}" has no chat template, give prompt instead`);
   }
   if (!(Array.isArray(messages) && messages.every((message) => typeof message?.role === "string"))) {
     throw new RequestError('Cannot generate: messages is no list of messages, give [{ role: "user", content: "…" }]');

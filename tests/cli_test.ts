@@ -26,7 +26,7 @@ Deno.test("generate: --raw, and models without a template, take the prompt as it
   assertEquals((await runFake(["generate", "-p", "Once"], base)).requests[0]!.prompt, "Once");
   const { code, stderr } = await runFake(["generate", "Once", "--system", "x"], base);
   assertEquals(code, 2);
-  assertStringIncludes(stderr, "--system has no place since fake has no chat template");
+  assertStringIncludes(stderr, '--system has no place since "fake" has no chat template');
 });
 
 Deno.test("generate: the prompt comes from standard input where it is piped, or named by a dash", async () => {
@@ -45,7 +45,7 @@ Deno.test("generate: ids in, ids out, for models without a tokenizer", async () 
   const { stdout, requests } = await runFake(["generate", "--token-ids", "1, 2,3"], { model });
   assertEquals([stdout, requests[0]!.tokens], ["7,8\n", [1, 2, 3]]);
   const { code, stderr } = await runFake(["generate", "Hi"], { model });
-  assertEquals([code, stderr], [1, 'error: fake has no tokenizer: give token ids, as in --token-ids "1,2,3"\n']);
+  assertEquals([code, stderr], [1, 'error: "fake" has no tokenizer: give token ids, as in --token-ids "1,2,3"\n']);
 });
 
 Deno.test("generate --json prints what complete returns, as one object", async () => {
