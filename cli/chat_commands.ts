@@ -139,7 +139,7 @@ function set({ options }: ChatSession, argument: string): { text: string } {
   if (!row || !SETTINGS.includes(row)) {
     const near = nearest(name, SETTINGS.map(({ flag }) => flag));
     throw new UsageError(
-      `Unknown setting ${name}: ${near === undefined ? "/set lists them" : `did you mean ${near}?`}`,
+      `Unknown setting "${name}": ${near === undefined ? "/set lists them" : `did you mean ${near}?`}`,
     );
   }
   if (value !== "") {

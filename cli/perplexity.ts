@@ -28,11 +28,14 @@ export interface PerplexityResult {
 
 /** Runs the command. */
 export async function perplexity(context: CommandContext): Promise<number> {
-  const { interrupts, options, terminal } = context;
+  const { interrupts, operands: [file = "-"], options, terminal } = context;
   const text = await readText(context);
   await using model = await loadModel(context);
   const ids = text === undefined ? options.tokenIds! : encode(model, text);
-  if (ids.length < 2) throw new Error(`Perplexity needs at least 2 tokens, and the text has ${ids.length}`);
+  if (ids.length < 2) {
+    const name = text === undefined ? "--token-ids" : file === "-" ? "standard input" : `"${file}"`;
+    throw new Error(`Cannot measure ${name}: perplexity needs 2 tokens or more, and it has ${ids.length}`);
+  }
   const signal = interrupts.begin();
   const result = await measure(context, model, ids, signal);
   if (signal.aborted) return await tellStopped(context, result, ids.length);

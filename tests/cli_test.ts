@@ -221,6 +221,14 @@ Deno.test("perplexity: windows of the context's length, weighted by their tokens
   });
   const shown = await runFake(["perplexity", "book.txt"], { files, tty: true, env: { NO_COLOR: "1" } });
   assertStringIncludes(shown.stderr, "\r\x1b[KMeasuring: 0 of 12 tokens\r\x1b[KMeasuring: 8 of 12 tokens\r\x1b[K");
+  const short = [[["book.txt"], '"book.txt"'], [[], "standard input"], [["--token-ids", "7"], "--token-ids"]] as const;
+  for (const [args, name] of short) {
+    const { code, stderr } = await runFake(["perplexity", ...args], { files: { "book.txt": "word" }, stdin: ["word"] });
+    assertEquals([code, stderr], [
+      1,
+      `error: Cannot measure ${name}: perplexity needs 2 tokens or more, and it has 1\n`,
+    ]);
+  }
   const missing = await runFake(["perplexity", "none.txt"]);
   assertEquals([missing.code, missing.stderr], [1, 'error: Cannot read "none.txt": there is no such file or folder\n']);
 });
@@ -287,7 +295,7 @@ Deno.test("chat: commands that are not there or cannot be done say so, and the c
   assertEquals([code, requests.length, requests[0]!.seed], [1, 1, 7]);
   const parts = [
     "did you mean /help?",
-    "did you mean temp?",
+    'Unknown setting "tmp": did you mean temp?',
     'given "-1"',
     "there is no such file",
     "starts afresh",
