@@ -14,17 +14,16 @@ import type { DecoderConfig } from "../model/config.ts";
 import { forward, type Precision } from "../model/decoder.ts";
 import type { DecoderWeights } from "../model/decoder_weights.ts";
 import type { KvCache } from "../model/kv_cache.ts";
-import { Arenas } from "../tensor/arenas.ts";
 import type { Device } from "../tensor/device.ts";
-import { OutOfMemoryError } from "../tensor/device_errors.ts";
 import { buffer, type Node } from "../tensor/node.ts";
-import { compile, type Program, type RunValues } from "../tensor/program.ts";
+import type { Program, RunValues } from "../tensor/program.ts";
 import type { ReadOptions } from "../tensor/readback.ts";
 import type { Storage } from "../tensor/storage.ts";
 import { Submission } from "../tensor/submission.ts";
 import { BatchBuilder } from "./batch.ts";
 import { BlockCopier } from "./block_copier.ts";
 import { blockBuckets, sequenceBuckets, tokenBuckets } from "./buckets.ts";
+import { type Captured, CapturedPrograms } from "./captured_programs.ts";
 import {
   describeSampler,
   detailColumns,
@@ -80,16 +79,6 @@ export interface RunnerModel {
   readonly maxSteps: number;
 }
 
-/** A program and the arrays that its steps are made in. */
-interface Captured {
-  readonly program: Program;
-  readonly builder: BatchBuilder;
-  /** Whether its dispatches may be joined. */
-  readonly short: boolean;
-  /** Steps that it has run. */
-  steps: number;
-}
-
 /** Most sequences of a step, and the widest model, whose dispatches are so short that joining them is faster. */
 const MOST_JOINED = { sequences: 8, hiddenSize: 2048 } as const;
 
@@ -105,7 +94,7 @@ function mostLogitsTokens({ device: { caps, memoryLimit, allocated }, config }: 
 /** A forward pass with its programs. The blocks of the sequences are the caller's to take and free. */
 export class Runner {
   readonly #model: RunnerModel;
-  readonly #captured = new Map<string, Captured>();
+  readonly #programs: CapturedPrograms;
   readonly #rows = new SamplerRows();
   readonly #tokenBuckets: readonly number[];
   /** Most tokens of a step whose logits are all wanted, by the size of a piece of them and the time that one takes. */
@@ -114,12 +103,8 @@ export class Runner {
   /** The tokens in the slots. */
   readonly #drawn: Storage;
   readonly #copier: BlockCopier;
-  /** What programs have of a step is gone when another one runs: by then it has been read. */
-  readonly #arenas: Arenas;
   /** Steps that are encoded and not submitted. */
   readonly #submission: Submission;
-  /** The programs of steps that were encoded and not read yet. */
-  readonly #unread = new Map<ScheduledStep, Captured>();
   /** Encodes what a step like the last one runs, where such a one is likely to follow. */
   #encodeAlike: (() => void) | undefined;
 
@@ -131,7 +116,7 @@ export class Runner {
     this.#drawn = model.device.storage("i32", [this.#slots.size], "drawn tokens");
     this.#copier = new BlockCopier(model.device, model.cache);
     this.#submission = new Submission(model.device);
-    this.#arenas = new Arenas(model.device, "steps");
+    this.#programs = new CapturedPrograms(model.device);
     this.maxLogitsTokens = this.#tokenBuckets.findLast((bucket) => bucket <= mostLogitsTokens(model)) ?? 1;
   }
 
@@ -156,7 +141,7 @@ export class Runner {
     const { scheduled } = step, { sampler, inputs: rowInputs } = this.#rows.encode(scheduled, details, this.#slots);
     const limits = this.#limits(step), captured = this.#capture(limits, sampler), { program, builder } = captured;
     const drawing = scheduled.filter(({ draws }) => draws).map(({ sequence }) => sequence);
-    this.#unread.set(step, captured);
+    this.#programs.hold(step, captured);
     const firstSlot = this.#slots.take(scheduled);
     const { inputs, sizes } = builder.build(scheduled, { rows: "drawing", firstSlot, slots: this.#slots });
     this.#copier.copy(step.copies, this.#submission);
@@ -182,7 +167,7 @@ export class Runner {
   #encodeScore(step: ScheduledStep, begin: boolean): EncodedStep {
     const limits = this.#limits(step), maxLogitRows = Math.min(limits.maxTokens, this.maxLogitsTokens);
     const captured = this.#capture({ ...limits, maxLogitRows }, "logits"), { program, builder } = captured;
-    this.#unread.set(step, captured);
+    this.#programs.hold(step, captured);
     const { inputs, sizes } = builder.build(step.scheduled, { rows: "all" });
     this.#copier.copy(step.copies, this.#submission);
     program.run({ inputs, sizes }, this.#submission, begin);
@@ -200,7 +185,7 @@ export class Runner {
   /** Drops the steps that have been encoded and not been submitted; nobody reads the others any more. */
   discard(): void {
     this.#submission.discard();
-    this.#unread.clear();
+    this.#programs.letGoOfAll();
   }
 
   /**
@@ -219,7 +204,7 @@ export class Runner {
       });
     }
     return steps.map(({ step, drawing }, i) => {
-      this.#unread.delete(step);
+      this.#programs.letGo(step);
       const drawn = drawing.map((sequence, row) => ({ sequence, sampled: read.sampled[i]![row]! }));
       return { step, drawn, logits: read.logits[i] };
     });
@@ -292,7 +277,7 @@ export class Runner {
 
   /** Joins the dispatches of short programs compiled so far, where that makes them faster. Takes a second or two. */
   async join(): Promise<void> {
-    for (const captured of this.#captured.values()) {
+    for (const [, captured] of this.#programs) {
       if (captured.short && captured.steps < JOINED_AFTER) await captured.program.join();
       captured.steps = Math.max(captured.steps, JOINED_AFTER);
     }
@@ -311,19 +296,15 @@ export class Runner {
 
   /** The dispatches of every program compiled so far; of the greedy decode step where there is none. */
   explain(): string {
-    if (this.#captured.size === 0) {
-      this.#capture(this.#decodeLimits(1)[0]!, samplerOf("greedy"));
-    }
-    return [...this.#captured].map(([label, { program }]) => `${label}\n${program.explain()}`).join("\n\n");
+    if ([...this.#programs].length === 0) this.#capture(this.#decodeLimits(1)[0]!, samplerOf("greedy"));
+    return [...this.#programs].map(([label, { program }]) => `${label}\n${program.explain()}`).join("\n\n");
   }
 
   /** Frees the programs and the slots; what was not submitted is dropped. Weights and cache stay. */
   dispose(): void {
     this.#submission.dispose();
-    this.#captured.forEach(({ program }) => program.dispose());
-    this.#captured.clear();
+    this.#programs.dispose();
     this.#copier.dispose();
-    this.#arenas.release();
     this.#drawn.release();
   }
 
@@ -380,42 +361,15 @@ export class Runner {
     const label = decode
       ? `a token each of ${maxSequences} sequences of ${maxBlocks} blocks, ${what}`
       : `${maxTokens} tokens of ${maxSequences} sequences, ${what}`;
-    let captured = this.#captured.get(label);
-    if (!captured) {
-      const { device, cache } = this.#model, short = decode === true && this.#joins(maxTokens);
-      const options = { label, join: short, arenas: this.#arenas };
-      const program = this.#makeRoom(
-        () => compile(device, () => this.#trace(limits, sampler), options),
-        this.#readBytes(limits, sampler),
-      );
-      captured = { program, builder: new BatchBuilder(limits, cache.options.blockSize), short, steps: 0 };
-      this.#captured.set(label, captured);
-    }
-    return captured;
-  }
-
-  /**
-   * Makes a program; where memory does not suffice for it and for reading so many bytes of it, once more without those that no step under
-   * way needs.
-   */
-  #makeRoom(compileProgram: () => Program, readBytes: number): Program {
-    const { device } = this.#model;
-    const make = (): Program => {
-      const program = compileProgram();
-      try {
-        device.checkRoom(device.readback.growth(readBytes), "reading back");
-      } catch (cause) {
-        program.dispose();
-        throw cause;
-      }
-      return program;
-    };
-    try {
-      return make();
-    } catch (cause) {
-      if (!(cause instanceof OutOfMemoryError) || !this.#forgetIdle()) throw cause;
-      return make();
-    }
+    return this.#programs.get(label, () => {
+      this.#encodeAlike = undefined; // its program may be freed for this one
+      return {
+        trace: () => this.#trace(limits, sampler),
+        builder: new BatchBuilder(limits, this.#model.cache.options.blockSize),
+        short: decode === true && this.#joins(maxTokens),
+        readBytes: this.#readBytes(limits, sampler),
+      };
+    });
   }
 
   /** Bytes of a program's results that are read at once, besides drawn tokens. */
@@ -427,21 +381,6 @@ export class Runner {
       ? 0
       : detailColumns(sampler.details, vocabSize);
     return 4 * maxLogitRows * columns;
-  }
-
-  /**
-   * Frees the programs that no step under way needs, and what they shared where there is no other: they are compiled again when they are
-   * needed. Returns whether there were any.
-   */
-  #forgetIdle(): boolean {
-    const needed = new Set(this.#unread.values()), idle = [...this.#captured].filter(([, each]) => !needed.has(each));
-    this.#encodeAlike = undefined;
-    for (const [label, { program }] of idle) {
-      program.dispose();
-      this.#captured.delete(label);
-    }
-    if (this.#captured.size === 0) this.#arenas.release();
-    return idle.length > 0;
   }
 
   /** What a program computes: logits, or the slots with what was drawn, and its details. */
