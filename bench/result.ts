@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { cannotWrite } from "../cli/errors.ts";
 import { readInput } from "./arguments.ts";
 
 /** What every result has. */
@@ -25,7 +26,12 @@ export class Results<T extends Result> {
   readonly #path: string | undefined;
   readonly #print: (line: string) => void;
 
-  /** @param path A file that lines are added to as well. @param print Takes each line: standard output, unless given. */
+  /**
+   * No results yet.
+   *
+   * @param path A file that lines are added to as well. @param print Takes each line: standard output, unless given.
+   * @throws {Error} naming the file, where it cannot be written: now, and not once something was measured.
+   */
   constructor(bench: string, device: string, args: readonly string[], path?: string, print = console.log) {
     // Where results go says nothing of what was measured.
     const quoted = args.filter((arg) => !arg.startsWith("--out=")).map((arg) =>
@@ -35,6 +41,7 @@ export class Results<T extends Result> {
     this.#head = { bench, device, date: new Date().toISOString().slice(0, 19) + "Z", command };
     this.#path = path;
     this.#print = print;
+    this.#append("");
   }
 
   /** Takes a result: a line of JSON at once, so that a run that is cut off keeps what it has. */
@@ -42,9 +49,18 @@ export class Results<T extends Result> {
     const result = { ...this.#head, ...measured } as T;
     const line = JSON.stringify(result, rounded);
     this.#print(line);
-    if (this.#path !== undefined) Deno.writeTextFileSync(this.#path, `${line}\n`, { append: true });
+    this.#append(`${line}\n`);
     this.all.push(result);
     return result;
+  }
+
+  #append(text: string): void {
+    if (this.#path === undefined) return;
+    try {
+      Deno.writeTextFileSync(this.#path, text, { append: true });
+    } catch (cause) {
+      throw cannotWrite(`"${this.#path}"`, cause);
+    }
   }
 }
 

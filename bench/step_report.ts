@@ -50,8 +50,8 @@ export async function runStepBench(
     );
   });
   for (const options of planned) checkPositions(options.shape, positionsOf(options));
-  const ceilings = await measureCeilings(device);
   const results = new Results<StepResult>(bench, device.info.description, args, out);
+  const ceilings = await measureCeilings(device);
   for (const options of planned) {
     const { roles } = results.add(await timeStep(device, options, ceilings));
     if (roles) console.error(`\n${options.shape} ${precision}\n${roleTable(roles, ceilings.bytesPerSecond)}\n`);

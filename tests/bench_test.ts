@@ -192,6 +192,11 @@ Deno.test("bench: what was called wrongly and what failed is one line, and ends 
       2,
       "A sequence takes 40001 positions with what is timed of it, and 0.5b has 32768: ask for 7233 tokens less",
     ],
+    [
+      [...run, "bench/decode.ts", "--out=no/such/folder"],
+      1,
+      'Cannot write "no/such/folder": there is no such file or folder',
+    ],
     [["run", "--allow-read", "bench/compare.ts", "no"], 2, "Give two files of results: bench:compare A B"],
     [["run", "--allow-read", "bench/compare.ts", "no", "b"], 1, 'Cannot read "no": there is no such file or folder'],
   ];
