@@ -8,6 +8,9 @@ import { unknownOption } from "./option_names.ts";
 
 const PREFERENCES: readonly unknown[] = ["high-performance", "low-power", "fallback"];
 
+/** Most sequences and tokens of a step: more workgroups side by side, or larger arrays, no device has. */
+const MOST = { maxNumSeqs: 65_535, maxNumBatchedTokens: 2 ** 20 } as const;
+
 /**
  * Refuses what cannot be meant; the context's length is checked once the model is known.
  *
@@ -47,12 +50,11 @@ export function checkLoadOptions(options: LoadOptions): void {
 function checkEngineOptions(options: LoadOptions): void {
   const { maxNumSeqs, maxNumBatchedTokens, kvMemory, memoryLimit = Infinity } = options;
   const { prefixCache = true, warmUp = false, policy = "fcfs" } = options;
-  const count = (name: string, value: number | undefined): void => {
-    if (value === undefined || (Number.isInteger(value) && value >= 1)) return;
-    throw new RangeError(`Cannot load the model: ${name} is ${value}, give a whole number from 1`);
-  };
-  count("maxNumSeqs", maxNumSeqs);
-  count("maxNumBatchedTokens", maxNumBatchedTokens);
+  for (const [name, most] of Object.entries(MOST)) {
+    const value = options[name as keyof typeof MOST];
+    if (value === undefined || (Number.isInteger(value) && value >= 1 && value <= most)) continue;
+    throw new RangeError(`Cannot load the model: ${name} is ${value}, give a whole number from 1 to ${most}`);
+  }
   if (maxNumBatchedTokens !== undefined && maxNumSeqs !== undefined && maxNumBatchedTokens < maxNumSeqs) {
     throw new RangeError(
       `Cannot load the model: maxNumBatchedTokens is ${maxNumBatchedTokens}, and a step has a token for each of ${maxNumSeqs} ` +
