@@ -54,6 +54,8 @@ Deno.test("what the library says of a model that people named leaves the name as
 Deno.test("an error is a line, with flags and names as they are", () => {
   const error = new Error('Cannot read "kvMemory.json":\n  lower kvMemory');
   assertEquals(errorText(error, false), 'Cannot read "kvMemory.json": lower --kv-memory');
+  const request = new Error("Cannot use logitBias: the model has no token 9; lower topK");
+  assertEquals(errorText(request, false), "Cannot use --logit-bias: the model has no token 9; lower --top-k");
   assertEquals(errorText(new Error(""), false), "Error");
   assertEquals(errorText("stopped", false), "stopped");
 });
