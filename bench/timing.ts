@@ -18,6 +18,9 @@ export interface Timing {
 const BUDGET = 100_000;
 const MOST_RUNS = 200;
 
+/** Milliseconds of work in which a GPU that was idle reaches its clock: until then it took five times as long. */
+const WARM_MS = 400;
+
 /** Waits until everything submitted so far has run. */
 export async function finish(device: Device): Promise<void> {
   let fence = fences.get(device);
@@ -37,11 +40,21 @@ export async function wallMicroseconds(device: Device, runs: number, run: () => 
   return (performance.now() - start) * 1000 / runs;
 }
 
+/** Runs a program until a GPU's clock is what it is under load. */
+async function warmUp(device: Device, program: Program): Promise<void> {
+  const end = performance.now() + (device.caps.cpu ? 0 : WARM_MS);
+  while (performance.now() < end) {
+    for (let i = 0; i < 8; i++) program.run();
+    await finish(device);
+  }
+}
+
 /**
  * Times a program without inputs. The first runs warm it up and decide how many follow. The lesser of two measures counts, since
  * each has a cost of its own: runs by the clock wait for the CPU where dispatches are short, and timestamps take a pass a dispatch.
  */
 export async function timeProgram(device: Device, program: Program): Promise<Timing> {
+  await warmUp(device, program);
   const once = await wallMicroseconds(device, 2, () => program.run());
   const runs = Math.max(3, Math.min(MOST_RUNS, Math.round(BUDGET / once)));
   const wall = await wallMicroseconds(device, runs, () => program.run());

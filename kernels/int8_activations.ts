@@ -17,13 +17,17 @@ import { rmsNormQuantise32Kernel } from "./quantise.ts";
 import { normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
-/** The kernel whose work a product does, with its parameters. The product has its inputs in place of codes and scales. */
-type OwnSource =
+/**
+ * What a product does beside multiplying codes in memory: the work of a kernel that makes them, whose inputs it has in place of codes
+ * and scales, or that of a late norm, whose sums of squares are a third input.
+ */
+export type Int8Source =
   | { readonly kind: "norm"; readonly params: RmsNormParams }
-  | { readonly kind: "merge"; readonly params: MergeParams };
+  | { readonly kind: "merge"; readonly params: MergeParams }
+  | { readonly kind: "late"; readonly params: RmsNormParams };
 
-/** What a product does beside multiplying codes in memory: it makes them, or takes a late norm's sums of squares, a third input. */
-export type Int8Source = OwnSource | { readonly kind: "late"; readonly params: RmsNormParams };
+/** A source that makes codes. */
+type OwnSource = Exclude<Int8Source, { readonly kind: "late" }>;
 
 /** Whether every workgroup makes the codes for itself. */
 export function makesCodes(source: Int8Source | undefined): source is OwnSource {

@@ -26,7 +26,8 @@ import {
   makesSeveral,
   sourceOf,
 } from "./int8_activations.ts";
-import { normOf, squaresReference, storedCodes, type SumNorm } from "./late_norm.ts";
+import { normOf, squaresReference, storedCodes } from "./late_norm.ts";
+import type { RmsNormParams } from "./norm.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
 import { hasBlocksForm, type Int8Form, int8Form, type Int8Size, storesSums } from "./int8_variants.ts";
@@ -39,7 +40,7 @@ import { type AffineFormat, formatName, type Weight, weightTensorTypes } from ".
 import { leastBytes } from "./least_bytes.ts";
 
 /** Parameters of an int8 product. */
-export interface Int8Params extends SumNorm {
+export interface Int8Params {
   /** How the weight is stored: affine, 4 or 8 bits. */
   readonly format: AffineFormat;
   /** Whether the two halves of the rows are joined: silu(first) x second. */
@@ -50,6 +51,8 @@ export interface Int8Params extends SumNorm {
   readonly quantise?: boolean;
   /** Weight rows of a part: the outputs are the greatest y of each part, and its row, i32. */
   readonly greatestOf?: number;
+  /** The norm of the sum with another input, which is stored with its codes; that input and the norm's weight are the last ones. */
+  readonly sumNorm?: RmsNormParams;
 }
 
 interface Sizes extends Omit<Int8Product, "tokens"> {

@@ -18,12 +18,6 @@ import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { activationBlock, quantise32Kernel, rmsNormQuantise32Kernel } from "./quantise.ts";
 import { indices } from "./unroll.ts";
 
-/** Parameters of products that store what a late norm needs. */
-export interface SumNorm {
-  /** The norm of the sum that is stored; its weight is the last input. */
-  readonly sumNorm?: RmsNormParams;
-}
-
 /** Sums of squares of each block of 32 columns. */
 export function squaresReference(x: ArrayLike<number>): Float64Array {
   const squares = new Float64Array(x.length / activationBlock);
@@ -138,6 +132,6 @@ export function storedCodes(codes: Node | undefined): { inputs: readonly Node[];
   if (codes?.op !== "kernel" || codes.kernel !== rmsNormQuantise32Kernel as Kernel<unknown>) return undefined;
   const [sum, weight] = codes.src as [Node, Node], params = codes.params as RmsNormParams;
   if (sum.op !== "kernel" || sum.src.at(-1) !== weight) return undefined;
-  if ((sum.params as SumNorm | null)?.sumNorm?.eps !== params.eps) return undefined;
+  if ((sum.params as { readonly sumNorm?: RmsNormParams } | null)?.sumNorm?.eps !== params.eps) return undefined;
   return { inputs: [output(sum, 1), output(sum, 2), output(sum, 3)], params };
 }
