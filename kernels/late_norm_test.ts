@@ -79,7 +79,7 @@ function blocks(x: Node, tokens: number, norms: readonly Node[], gateUp: Weight,
   return x;
 }
 
-for (const [most, columns] of [[64, 320], [32, 832]] as const) {
+for (const [most, columns] of [[48, 320], [32, 832]] as const) {
   Deno.test(`norms between products of ${most} tokens take no dispatches, where a device has what they need`, async () => {
     const opened = await openDevice(), device = asGpu(opened), random = seededRandom(3);
     const tokens = new Sym("tokens", most), gateUp = weightOf(256, columns, 1), down = weightOf(columns, 128, 2);
