@@ -26,7 +26,7 @@ import {
   makesSeveral,
   sourceOf,
 } from "./int8_activations.ts";
-import { normOf, squaresReference, storedCodes } from "./late_norm.ts";
+import { normOf, squaresReference, storedCodes, sumBuffers } from "./late_norm.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
@@ -278,7 +278,8 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
     withAddend(inputs, params, { sum, addend }, context) {
       if (params.gate || isFinished(params)) return undefined;
       const { product: { rows, columns, tokens } } = sized({ inputs, params, outputs: [] }, context.caps);
-      const norm = storesSums(context.caps, { maxTokens: maxOf(tokens), rows, columns })
+      const binds = inputs.length + sumBuffers <= context.caps.maxStorageBuffers;
+      const norm = binds && storesSums(context.caps, { maxTokens: maxOf(tokens), rows, columns })
         ? normOf(sum, kernel as Kernel<unknown>, context)
         : undefined;
       return norm && kernelNode(kernel, [...inputs, addend, norm.weight], { ...params, sumNorm: norm.params });

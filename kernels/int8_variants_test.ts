@@ -15,7 +15,8 @@ const h100: Caps = {
     coherent: true,
     cpu: false,
   },
-  ...{ maxBinding: 2 ** 31, maxUniformBinding: 65536, maxInvocations: 1024, workgroupMemory: 49152 },
+  ...{ maxBinding: 2 ** 31, maxUniformBinding: 65536, maxStorageBuffers: 32 },
+  ...{ maxInvocations: 1024, workgroupMemory: 49152 },
 };
 
 Deno.test("tiles that store codes are sliced where there are few, as others are", () => {

@@ -42,6 +42,9 @@ export function outputPorts({ quantise, sums }: { quantise: boolean; sums: boole
   return quantise ? codes : [{ name: "y" }];
 }
 
+/** Storage buffers that a product has beside its inputs where it stores sums. */
+export const sumBuffers = sumPorts.length + outputPorts({ quantise: false, sums: true }, 1).length;
+
 /** The tokens of a workgroup: `token0` on, of `tokens` in all. */
 interface InversesUse {
   readonly columns: number;

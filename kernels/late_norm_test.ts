@@ -69,7 +69,7 @@ Deno.test("a product stores a sum, and the codes of its norm, as dispatches apar
   }
 });
 
-/** Two blocks of a decoder without attention: each ends in a sum that the next one's norm and its sum read. */
+/** Blocks of a decoder without attention: each ends in a sum that the next one's norm and its sum read. */
 function blocks(x: Node, tokens: number, norms: readonly Node[], gateUp: Weight, down: Weight): Node {
   for (const norm of norms) {
     const both = fastLinear(rmsNorm(x, norm, eps), gateUp), width = gateUp.rows / 2;
@@ -79,15 +79,38 @@ function blocks(x: Node, tokens: number, norms: readonly Node[], gateUp: Weight,
   return x;
 }
 
+/** Three of these blocks as a graph of up to `most` tokens, with weights of their own. */
+function decoderOf(most: number, columns: number): { trace(): Node; release(): void } {
+  const random = seededRandom(3), tokens = new Sym("tokens", most);
+  const gateUp = weightOf(256, columns, 1), down = weightOf(columns, 128, 2);
+  const norms = [0, 1, 2].map(() =>
+    new Storage("f32", [columns], Float32Array.from({ length: columns }, () => 0.5 + random.uniform()))
+  );
+  return {
+    trace: () =>
+      blocks(input("x", "f32", [tokens, columns]), most, norms.map((norm) => buffer(norm)), gateUp.weight, down.weight),
+    release: () => [gateUp, down, ...norms].forEach((held) => held.release()),
+  };
+}
+
+Deno.test("norms between products keep their dispatches where a shader may bind too few buffers for more outputs", async () => {
+  const opened = await openDevice(), maxStorageBuffers = 9, { trace, release } = decoderOf(48, 320);
+  try {
+    using program = compile(asGpu(opened, { maxStorageBuffers }), trace);
+    assertEquals(program.dispatchCount, 9);
+    for (const { name, wgsl } of program.dispatches) {
+      assert((wgsl.match(/var<storage/g)?.length ?? 0) <= maxStorageBuffers, name);
+    }
+  } finally {
+    release();
+    opened.close();
+  }
+});
+
 for (const [most, columns] of [[48, 320], [32, 832]] as const) {
   Deno.test(`norms between products of ${most} tokens take no dispatches, where a device has what they need`, async () => {
-    const opened = await openDevice(), device = asGpu(opened), random = seededRandom(3);
-    const tokens = new Sym("tokens", most), gateUp = weightOf(256, columns, 1), down = weightOf(columns, 128, 2);
-    const norms = [0, 1, 2].map(() =>
-      new Storage("f32", [columns], Float32Array.from({ length: columns }, () => 0.5 + random.uniform()))
-    );
-    const trace = (): Node =>
-      blocks(input("x", "f32", [tokens, columns]), most, norms.map((norm) => buffer(norm)), gateUp.weight, down.weight);
+    const opened = await openDevice(), device = asGpu(opened), random = seededRandom(4);
+    const { trace, release } = decoderOf(most, columns);
     try {
       using program = compile(device, trace);
       using apart = compile(device, trace, { rules: RULES.filter(({ name }) => name !== "addend") });
@@ -105,8 +128,7 @@ for (const [most, columns] of [[48, 320], [32, 832]] as const) {
       const greatest = other.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
       assert(whole.every((value, i) => Math.abs(value - other[i]!) <= 0.02 * greatest));
     } finally {
-      [gateUp, down].forEach((held) => held.release());
-      norms.forEach((norm) => norm.release());
+      release();
       opened.close();
     }
   });
