@@ -31,3 +31,17 @@ Deno.test("tiles that store codes are sliced where there are few, as others are"
     assertEquals(blocks.threadRows / 2 % (32 / across), 0, "neighbours have whole blocks of 32 outputs");
   }
 });
+
+Deno.test("forms that store sums have whole teams, and blocks of 32 outputs, on every device", () => {
+  for (const maxInvocations of [256, 384, 512, 640, 768, 1024]) {
+    for (const subgroupSize of [8, 16, 32, 64]) {
+      for (const maxTokens of [1, 2, 4, 8, 32]) {
+        const size = { maxTokens, rows: 3584, columns: 3584, sums: true };
+        const form = int8Form({ ...h100, maxInvocations, subgroupSize }, size);
+        assert(form.kind === "rows" && Number.isInteger(form.slices), JSON.stringify(form));
+        assert(form.lanes * form.groups * form.slices <= maxInvocations, JSON.stringify(form));
+        assertEquals(form.groups * form.rows, 32);
+      }
+    }
+  }
+});
