@@ -128,7 +128,7 @@ export const singleAttentionKernel: Kernel<FlashParams> = {
     params.quantise ? undefined : rewrittenKernel(singleAttentionKernel, inputs, { ...params, quantise: true }),
 };
 
-/** Storage buffers of a dispatch: inputs, results in codes and scales, and parts. */
+/** Most storage buffers of a dispatch: inputs, results in codes and scales, and parts. */
 function mostBuffers(call: Call): number {
   return attentionPorts.length + 2 + partPorts(sizesOf(call), call.params.blockSize).length;
 }
