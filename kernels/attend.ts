@@ -1,8 +1,9 @@
 /**
  * Attention as models ask for it: `attention.ts` in one dispatch, or `decode_attention.ts` in two where a batch has so few
  * queries, and a context may be so long, that a GPU would idle. Both give the same bits, so the choice is the device's alone. In
- * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, or in two dispatches by `flash_merge.ts`, to a token each of many sequences by `batch_attention.ts`, and to
- * both in a step by `mixed_attention.ts`, which add in another order, as the merge of many tiles may.
+ * the `fast` precision GPUs attend to prompts by `flash_attention.ts`, or in two dispatches by `flash_merge.ts`, to a token each of
+ * many sequences by `batch_attention.ts`, and to both in a step by `mixed_attention.ts`, which add in another order, as the merge
+ * of many tiles may.
  *
  * @module
  */

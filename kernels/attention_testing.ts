@@ -63,7 +63,10 @@ export function stepOf(
 /** Sizes and inputs of a run. */
 export type Step = ReturnType<typeof stepOf>;
 
-/** Programs over the same pools: attention as GPUs choose it, in floats and in codes, the exact one, and that of tiles with whole contexts. */
+/**
+ * Programs over the same pools: attention as GPUs choose it, in floats and in codes, the exact one, and that of tiles with whole
+ * contexts.
+ */
 export class Programs {
   readonly #pools: readonly Storage[];
   readonly mixed: Program;

@@ -90,7 +90,10 @@ export function storeText(flash: Flash, quantise: boolean, caps: Caps): string {
   ${quantise ? quantiseText(flash, caps) : ""}`;
 }
 
-/** Stores part `part`, from key `begin` on, of as many as `most`: its values, greatest score and sum of weights, for queries that see it. */
+/**
+ * Stores part `part`, from key `begin` on, of as many as `most`: its values, greatest score and sum of weights, for queries that see
+ * it.
+ */
 export function storePartText(flash: Flash, most: number): string {
   const { threadQueries, down, ownChunks, across, slices, chunks, sizes: { heads } } = flash;
   const finish = repeat(threadQueries, (i) =>

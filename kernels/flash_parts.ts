@@ -4,8 +4,8 @@
  * workgroups attend to side by side (Dao et al. 2023, "Flash-Decoding"), and `flash_merge.ts` merges.
  *
  * Parts are to a tile what slices are to a workgroup (`flash_attention.ts`): they take turns at its keys, part p the turns p, p +
- * most, p + 2 most and so on. How many parts a row has and which keys are in them depends on the keys that it sees alone: within a program its
- * result depends neither on its batch nor on how its prompt is divided among steps.
+ * most, p + 2 most and so on. How many parts a row has and which keys are in them depends on the keys that it sees alone: within a
+ * program its result depends neither on its batch nor on how its prompt is divided among steps.
  *
  * How long contexts are is known on the GPU only. Workgroups count for themselves how many parts of tiles there are, and share
  * them out: nothing is started for parts that contexts do not have, but for what is left of a full device.

@@ -70,7 +70,7 @@ export function flashPartsWgsl(call: KernelCall<FlashPartsParams>, form: FlashFo
 var<workgroup> found_item: vec2u;`,
     main: `${placeText(flash)}
   for (var item = workgroup.y;; item += groups.y) {
-    ${findText(flash, params, caps.subgroupSize)}
+    ${findText(flash, params, Math.min(caps.subgroupSize, flash.threads * flash.slices))}
     ${tileText(flash, params, { begin: "begin", most })}
     ${storePartText(flash, most)}
     workgroupBarrier(); // before the next part takes the memory

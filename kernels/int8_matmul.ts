@@ -15,7 +15,15 @@
  * @module
  */
 import { type Dim, formatShape, maxOf } from "../tensor/dim.ts";
-import { type Caps, type Cost, dimWgsl, type Kernel, type KernelCall, type TensorType } from "../tensor/kernel.ts";
+import {
+  type Caps,
+  type Cost,
+  dimWgsl,
+  type Kernel,
+  type KernelCall,
+  type RewriteContext,
+  type TensorType,
+} from "../tensor/kernel.ts";
 import { kernelNode, type Node } from "../tensor/node.ts";
 import {
   activationInputs,
@@ -26,7 +34,7 @@ import {
   makesSeveral,
   sourceOf,
 } from "./int8_activations.ts";
-import { normOf, squaresReference, storedCodes } from "./late_norm.ts";
+import { normOf, squaresReference, storedCodes, sumBuffers } from "./late_norm.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
@@ -162,24 +170,29 @@ function greatestReference(y: Float64Array, outputs: number, each: number): Floa
   return [Float64Array.from(values), Float64Array.from(places)];
 }
 
+/** Whether the outputs are something else than y already. */
+function isFinished({ quantise, greatestOf, sumNorm }: Int8Params): boolean {
+  return quantise === true || greatestOf !== undefined || sumNorm !== undefined;
+}
+
+/** What is stored in place of results `y`, in float64. */
+function finishedReference(
+  { params: { quantise: _, greatestOf, sumNorm, ...params }, inputs: types }: KernelCall<Int8Params>,
+  inputs: readonly ArrayLike<number>[],
+  y: Float64Array,
+): Float64Array[] {
+  if (greatestOf !== undefined) return greatestReference(y, sizesOf(types, params).outputs, greatestOf);
+  const [addend, weight] = inputs.slice(-2), sum = sumNorm && y.map((value, i) => value + addend![i]!);
+  const weighted = sum?.map((value, i) => value * weight![i % weight!.length]!);
+  const { codes, scales } = quantiseActivations(weighted ?? y), stored = [Float64Array.from(codes), scales];
+  return sum ? [sum, ...stored, squaresReference(sum)] : stored;
+}
+
 /** The plain definition, in float64. */
 function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<number>[]): Float64Array[] {
-  const { params: { source, quantise, greatestOf, sumNorm, ...plain } } = call;
-  if (sumNorm) {
-    const [y] = reference({ ...call, params: { ...plain, ...(source && { source }) } }, inputs);
-    const [addend, weight] = inputs.slice(-2), sum = y!.map((value, i) => value + addend![i]!);
-    const { codes, scales } = quantiseActivations(sum.map((value, i) => value * weight![i % weight!.length]!));
-    return [sum, Float64Array.from(codes), scales, squaresReference(sum)];
-  }
-  if (greatestOf !== undefined) {
-    const [y] = reference({ ...call, params: plain }, inputs);
-    return greatestReference(y!, sizesOf(call.inputs, plain).outputs, greatestOf);
-  }
-  if (quantise) {
-    const params = { ...plain, ...(source && { source }) };
-    const { codes, scales } = quantiseActivations(reference({ ...call, params }, inputs)[0]!);
-    return [Float64Array.from(codes), scales];
-  }
+  const { quantise: _, greatestOf: _greatestOf, sumNorm: _sumNorm, ...params } = call.params;
+  const { source, ...plain } = params;
+  if (isFinished(call.params)) return finishedReference(call, inputs, reference({ ...call, params }, inputs)[0]!);
   if (source) {
     const count = activationInputs(source), types = [...codeTypes(source, call.inputs), ...call.inputs.slice(count)];
     const codes = codesReference(source, call.inputs, inputs);
@@ -197,9 +210,37 @@ function reference(call: KernelCall<Int8Params>, inputs: readonly ArrayLike<numb
   ];
 }
 
-/** Whether the outputs are something else than y already. */
-function isFinished({ quantise, greatestOf, sumNorm }: Int8Params): boolean {
-  return quantise === true || greatestOf !== undefined || sumNorm !== undefined;
+/** What a product stores: results, or what they are finished to. */
+function infer(inputs: readonly TensorType[], params: Int8Params): TensorType[] {
+  const { tokens, outputs, quantise, sums } = sizesOf(inputs, params), { greatestOf } = params;
+  if (greatestOf !== undefined) {
+    const shape = [tokens, Math.ceil(outputs / greatestOf)];
+    return [{ dtype: "f32", shape }, { dtype: "i32", shape }];
+  }
+  const y: TensorType = { dtype: "f32", shape: [tokens, outputs] }, blocks = outputs / activationBlock;
+  const codes: TensorType[] = [
+    { dtype: "u32", shape: [tokens, outputs / 4] },
+    { dtype: "f32", shape: [tokens, blocks, 2] },
+  ];
+  if (sums) return [y, ...codes, { dtype: "f32", shape: [tokens, blocks] }];
+  return quantise ? codes : [y];
+}
+
+/** A product with what makes its activations, or with what a product before it has stored in place of a norm. */
+function withSource(
+  kernel: Kernel<Int8Params>,
+  inputs: readonly Node[],
+  params: Int8Params,
+  context: RewriteContext,
+): Node | undefined {
+  if (params.source) return undefined;
+  const late = storedCodes(inputs[0]), given = inputs.slice(2);
+  if (late) {
+    const source = { kind: "late", params: late.params } as const;
+    return kernelNode(kernel, [...late.inputs, ...given], { ...params, source });
+  }
+  const made = sourceOf(inputs, context);
+  return made && kernelNode(kernel, [...made.inputs, ...given], { ...params, source: made.source });
 }
 
 /**
@@ -217,20 +258,7 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
   };
   const kernel: Kernel<Int8Params> = {
     name: "int8_matmul",
-    infer(inputs, params) {
-      const { tokens, outputs, quantise, sums } = sizesOf(inputs, params), { greatestOf } = params;
-      if (greatestOf !== undefined) {
-        const shape = [tokens, Math.ceil(outputs / greatestOf)];
-        return [{ dtype: "f32", shape }, { dtype: "i32", shape }];
-      }
-      const y: TensorType = { dtype: "f32", shape: [tokens, outputs] }, blocks = outputs / activationBlock;
-      const codes: TensorType[] = [
-        { dtype: "u32", shape: [tokens, outputs / 4] },
-        { dtype: "f32", shape: [tokens, blocks, 2] },
-      ];
-      if (sums) return [y, ...codes, { dtype: "f32", shape: [tokens, blocks] }];
-      return quantise ? codes : [y];
-    },
+    infer,
     wgsl(call, caps) {
       const { product: sizes, form } = sized(call, caps), product = { ...sizes, tokens: dimWgsl(sizes.tokens) };
       return form.kind === "rows" ? rowsSource(product, form, caps) : tilesSource(product, form, caps);
@@ -263,22 +291,12 @@ export function int8Kernel(choose: (caps: Caps, size: Int8Size) => Int8Form = in
       const fits = form.kind === "tile" && caps.subgroups && form.rows / form.threadRows <= caps.subgroupSize;
       return fits && !caps.cpu ? kernelNode(kernel, inputs, { ...params, greatestOf: form.rows }) : undefined;
     },
-    absorb(inputs, params, context) {
-      if (params.source) return undefined;
-      const late = storedCodes(inputs[0]), given = inputs.slice(2);
-      if (late) {
-        return kernelNode(kernel, [...late.inputs, ...given], {
-          ...params,
-          source: { kind: "late", params: late.params },
-        });
-      }
-      const made = sourceOf(inputs, context);
-      return made && kernelNode(kernel, [...made.inputs, ...given], { ...params, source: made.source });
-    },
+    absorb: (inputs, params, context) => withSource(kernel, inputs, params, context),
     withAddend(inputs, params, { sum, addend }, context) {
       if (params.gate || isFinished(params)) return undefined;
       const { product: { rows, columns, tokens } } = sized({ inputs, params, outputs: [] }, context.caps);
-      const norm = storesSums(context.caps, { maxTokens: maxOf(tokens), rows, columns })
+      const binds = inputs.length + sumBuffers <= context.caps.maxStorageBuffers;
+      const norm = binds && storesSums(context.caps, { maxTokens: maxOf(tokens), rows, columns })
         ? normOf(sum, kernel as Kernel<unknown>, context)
         : undefined;
       return norm && kernelNode(kernel, [...inputs, addend, norm.weight], { ...params, sumNorm: norm.params });

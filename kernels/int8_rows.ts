@@ -220,7 +220,7 @@ ${product.sums ? squaresText(`token * ${all}u + octet`, inside, caps) : ""}`;
   return `workgroupBarrier();\n` + turns.map((turn) => `{\n${text(`lane + ${turn * threads}u`)}\n}\n`).join("");
 }
 
-/** Adds up the squares of a block, whose octets four neighbours have, from \`start\` on. */
+/** Adds up the squares of a block, whose octets four neighbours have, from `start` on. */
 function squaresText(at: string, inside: string, caps: Caps): string {
   const eight = indices(8).map((i) => `finished_squares[start + ${i}u]`).join(" + ");
   return `let squares_of_block = block_sum(${eight}${caps.subgroups ? "" : ", lane"});

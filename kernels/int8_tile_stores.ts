@@ -56,7 +56,7 @@ interface Coded {
   readonly rows: number;
   /** WGSL of one of them. */
   value(m: number, r: number): string;
-  /** Statements about the outputs \`own\` of a block, before the stores and among them. */
+  /** Statements about the outputs `own` of a block, before the stores and among them. */
   readonly also?: (m: number, own: readonly number[]) => { readonly before: string; readonly stores: string };
 }
 

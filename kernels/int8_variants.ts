@@ -246,13 +246,13 @@ const mostSumTokens = 48;
 /** The matrix-vector form whose workgroups make 32 outputs of each token: few workgroups, so that each has many invocations. */
 function sumsForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
   const most = caps.subgroups ? caps.subgroupSize : 32, form = { kind: "rows", unroll: 1 } as const;
-  const slices = (teams: number): number => Math.min(1024, caps.maxInvocations) / (32 * teams);
-  if (maxTokens === 1) {
-    const lanes = Math.min(32, most);
-    return { ...form, rows: 4, tokens: 1, lanes, groups: 8, slices: slices(lanes / 4) };
-  }
-  const lanes = Math.min(8, most);
-  return { ...form, rows: 2, tokens: servedTokens(maxTokens), lanes, groups: 16, slices: slices(lanes / 2) / 2 };
+  const sliced = (shape: { rows: number; lanes: number; groups: number }, threads: number) => {
+    const room = Math.min(threads, caps.maxInvocations) / (shape.lanes * shape.groups);
+    return { ...form, ...shape, slices: Math.max(1, Math.floor(room)) }; // not all devices allow a power of two
+  };
+  if (maxTokens === 1) return { ...sliced({ rows: 4, lanes: Math.min(32, most), groups: 8 }, 1024), tokens: 1 };
+  const shape = { rows: 2, lanes: Math.min(8, most), groups: 16 };
+  return { ...sliced(shape, 512), tokens: servedTokens(maxTokens) };
 }
 
 /** Whether products store sums in codes: in tiles neighbours have whole blocks of 32 between them, as their threads have. */

@@ -35,12 +35,15 @@ export function inverseReference(squares: ArrayLike<number>, blocks: number, { e
 /** The inputs after the weight of a product that stores sums. */
 export const sumPorts: readonly Port[] = [{ name: "addend" }, { name: "norm_weight" }];
 
-/** The outputs of a product that gives results of all rows. \`width\` is in words of codes. */
+/** The outputs of a product that gives results of all rows. `width` is in words of codes. */
 export function outputPorts({ quantise, sums }: { quantise: boolean; sums: boolean }, width: 1 | 2): Port[] {
   const codes: Port[] = [{ name: "y_codes", width }, { name: "y_scales", width: 2 }];
   if (sums) return [{ name: "y" }, ...codes, { name: "y_squares" }];
   return quantise ? codes : [{ name: "y" }];
 }
+
+/** Storage buffers that a product has beside its inputs where it stores sums. */
+export const sumBuffers = sumPorts.length + outputPorts({ quantise: false, sums: true }, 1).length;
 
 /** The tokens of a workgroup: `token0` on, of `tokens` in all. */
 interface InversesUse {
@@ -98,7 +101,7 @@ ${all ? indices(turns).map(load).join("") : ""}`,
   };
 }
 
-/** The norm of `sum` that only products by \`kernel\` read, with its weight. */
+/** The norm of `sum` that only products by `kernel` read, with its weight. */
 export function normOf(
   sum: Node,
   kernel: Kernel<unknown>,

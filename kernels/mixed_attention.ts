@@ -31,6 +31,7 @@ import {
 } from "./batch_attention_form.ts";
 import { batchWgsl } from "./batch_attention_wgsl.ts";
 import { flashAttentionKernel, flashForm, outputsOf } from "./flash_attention.ts";
+import { attentionPorts } from "./flash_attention_wgsl.ts";
 import { flashInParts } from "./flash_merge.ts";
 import { type FlashParams, singleRows } from "./flash_form.ts";
 import { rowGrid } from "./row_grid.ts";
@@ -127,6 +128,11 @@ export const singleAttentionKernel: Kernel<FlashParams> = {
     params.quantise ? undefined : rewrittenKernel(singleAttentionKernel, inputs, { ...params, quantise: true }),
 };
 
+/** Most storage buffers of a dispatch: inputs, results in codes and scales, and parts. */
+function mostBuffers(call: Call): number {
+  return attentionPorts.length + 2 + partPorts(sizesOf(call), call.params.blockSize).length;
+}
+
 /**
  * Attention in these dispatches, where a device has what they need, a step may hold prompts as well as tokens of many sequences, and
  * there is enough of either; else nothing.
@@ -141,6 +147,7 @@ export function mixedAttention(inputs: readonly Node[], params: PagedAttentionPa
   // Few sequences of few tokens: contexts are better split.
   if (rows <= 2 * sequences && sequences * shape.kvHeads < leastWorkgroups) return undefined;
   if (!flashForm(call, caps) || !batchFits(formOf(call), shape, inputs.slice(1, 3), caps)) return undefined;
+  if (mostBuffers(call) > caps.maxStorageBuffers) return undefined;
   const singles = rewrittenKernel(singleAttentionKernel, inputs, params);
   return flashInParts(inputs, params, caps, singles) ??
     rewrittenKernel(flashAttentionKernel, [...inputs, ...outputsOf(singles)], { ...params, singlesGiven: true });

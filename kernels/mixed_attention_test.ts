@@ -1,5 +1,6 @@
 /** Attention of tokens beside prompts: what the exact path gives but for rounding, in floats and codes, in batches of all kinds. */
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
+import { withCaps } from "../tensor/device_testing.ts";
 import {
   blockSize,
   checkAlone,
@@ -63,6 +64,21 @@ Deno.test("attention of tokens beside prompts is exact attention but for roundin
       const attended = await checkStep(programs, sequences, step, label);
       if (which === 1) await checkAlone(programs, step, attended, label);
       if (setting > 0) checkCodes(await programs.run(programs.codes, step), attended, label);
+    }
+    programs.close();
+  }
+  gpu.close();
+});
+
+Deno.test("attention of tokens beside prompts binds no more buffers than a device allows", async () => {
+  const gpu = await openAsGpu();
+  if (!gpu) return;
+  const maxStorageBuffers = 9, device = withCaps(gpu, { maxStorageBuffers }); // results in codes and parts would be 10
+  for (const { tokens, dispatches: _, ...heads } of settings.slice(1)) {
+    const programs = new Programs(device, heads, { tokens, sequences: 40 });
+    for (const { name, wgsl } of [programs.mixed, programs.codes].flatMap(({ dispatches }) => dispatches)) {
+      const buffers = wgsl.match(/var<storage/g)?.length ?? 0;
+      assert(buffers <= maxStorageBuffers, `${name} binds ${buffers}`);
     }
     programs.close();
   }

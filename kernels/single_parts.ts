@@ -1,7 +1,7 @@
 /**
  * Long contexts of single queries, in parts: a workgroup would take as long for one context of 8k as for sixteen of 512, and all
- * others would wait for it. The parts of a context are attended to side by side (`mixed_attention.ts`) and merged by a
- * dispatch that follows (`flash_attention.ts` or `flash_merge.ts`). With a value v, a greatest score m and a sum of weights l of each part,
+ * others would wait for it. The parts of a context are attended to side by side (`mixed_attention.ts`) and merged by a dispatch
+ * that follows (`flash_attention.ts` or `flash_merge.ts`). With a value v, a greatest score m and a sum of weights l of each part,
  *
  *     attended = sum l[i] exp(m[i] - m) v[i] / sum l[i] exp(m[i] - m),   m the greatest of all
  *

@@ -30,6 +30,7 @@ const CAPS: Caps = {
   cpu: true,
   maxBinding: 2 ** 27,
   maxUniformBinding: 2 ** 16,
+  maxStorageBuffers: 8,
   maxInvocations: 256,
   workgroupMemory: 2 ** 15,
 };

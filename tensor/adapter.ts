@@ -78,6 +78,7 @@ export function probe(
     cpu: isCpu(info),
     maxBinding: gpu.limits.maxStorageBufferBindingSize,
     maxUniformBinding: gpu.limits.maxUniformBufferBindingSize,
+    maxStorageBuffers: gpu.limits.maxStorageBuffersPerShaderStage,
     maxInvocations: gpu.limits.maxComputeInvocationsPerWorkgroup,
     workgroupMemory: gpu.limits.maxComputeWorkgroupStorageSize,
   };

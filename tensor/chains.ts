@@ -151,7 +151,7 @@ export function joinDispatches(
   workgroups: number,
   caps: Caps,
 ): Joined | undefined {
-  const limit = device.gpu.limits.maxStorageBuffersPerShaderStage, words = new GridWords();
+  const limit = caps.maxStorageBuffers, words = new GridWords();
   const chains = chainsOf(dispatches, limit).flatMap((chain) => {
     const stages = words.place(chain);
     return stages ? [{ chain, stages }] : [];

@@ -98,7 +98,7 @@ export class Compiler {
   ) {
     const graph = rewriteGraph(traced, caps, rules);
     this.outputs = graph.outputs;
-    this.groups = fuse(graph, device.gpu.limits.maxStorageBuffersPerShaderStage);
+    this.groups = fuse(graph, caps.maxStorageBuffers);
     symbolsOf(reachable(graph.outputs)).forEach((symbol) => this.sizeSlots.set(symbol.name, this.sizeSlots.size));
     if (this.sizeSlots.size > MOST_SYMBOLS) {
       throw new Error(`Cannot compile ${label}: ${this.sizeSlots.size} symbolic sizes, at most ${MOST_SYMBOLS}`);

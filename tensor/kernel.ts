@@ -50,6 +50,8 @@ export interface Caps {
   readonly maxBinding: number;
   /** Greatest bytes of one uniform binding. */
   readonly maxUniformBinding: number;
+  /** Most storage buffers of a shader: what it reads and what it writes. */
+  readonly maxStorageBuffers: number;
   /** Greatest invocations of a workgroup. */
   readonly maxInvocations: number;
   /** Bytes of workgroup memory. */

@@ -57,7 +57,7 @@ const addend: Rule = {
   rewrite(node, context) {
     if (node.op !== "map" || node.fn !== "add") return undefined;
     for (const [made, other] of [node.src, [...node.src].reverse()] as [Node, Node][]) {
-      if (made.op !== "kernel" || context.readers(made) !== 1) continue;
+      if (made.op !== "kernel" || made === other || context.readers(made) !== 1) continue;
       const sum = made.kernel.withAddend?.(made.src, made.params, { sum: node, addend: other }, context);
       if (sum) return sum;
     }
