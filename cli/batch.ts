@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { withDefaults } from "../serving/openai_request.ts";
+import type { SamplingOptions } from "../serving/request.ts";
 import { type BatchInput, readBatch } from "./batch_input.ts";
 import { BatchOutput, errorLine } from "./batch_output.ts";
 import { showBatch } from "./batch_progress.ts";
@@ -17,7 +19,7 @@ import { formatInteger, formatRate } from "./style.ts";
 /** What a model computes together unless told otherwise. */
 const MAX_NUM_SEQS = 256;
 
-/** Requests from which on it pays to compile all programs first. */
+/** Requests from which on it pays to compile all programs first: warming up is for those that ask for nothing special. */
 const WORTH_WARMING_UP = 32;
 
 /** Runs the command. */
@@ -38,13 +40,15 @@ export async function batch(context: CommandContext): Promise<number> {
   const failures: string[] = [];
   let elapsedMs = (): number => 0;
   if (open.length > 0) {
-    await using model = await loadModel(context, open.length >= WORTH_WARMING_UP ? { warmUp: true } : {});
+    const defaults = samplingOptions(options), { system } = options;
+    const warm = open.filter(({ request }) => isWarmedUp(withDefaults(request, defaults)));
+    await using model = await loadModel(context, warm.length >= WORTH_WARMING_UP ? { warmUp: true } : {});
     const start = terminal.now();
     elapsedMs = () => terminal.now() - start;
     await using _shown = showBatch(terminal, () => {
       return { ...counts, total: open.length, elapsedMs: elapsedMs(), engine: model.stats() };
     });
-    const write = file.write.bind(file), defaults = samplingOptions(options), { system } = options;
+    const write = file.write.bind(file);
     // Twice as many as are computed together: one that ends is followed at once.
     const window = 2 * (options.maxNumSeqs ?? MAX_NUM_SEQS);
     const onFailure = (message: string): void => void failures.push(message);
@@ -54,6 +58,14 @@ export async function batch(context: CommandContext): Promise<number> {
   await summarise(context, counts, lines, open.length, elapsedMs());
   if (interrupts.pressed) return EXIT.interrupted;
   return counts.failed + lines.refused.length > 0 ? EXIT.failed : EXIT.ok;
+}
+
+/** Whether warming up compiles what a request needs: penalties, biases and log-probabilities have programs of their own. */
+function isWarmedUp(sampling: SamplingOptions): boolean {
+  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0, logitBias = {}, logprobs = false } =
+    sampling;
+  const adjusts = repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
+  return !adjusts && Object.keys(logitBias).length === 0 && logprobs === false;
 }
 
 async function readInput({ options, terminal }: CommandContext, path: string): Promise<BatchInput> {

@@ -108,9 +108,19 @@ Deno.test("batch: flags of model and engine reach the loader", async () => {
 });
 
 Deno.test("batch: programs are compiled before the first of many requests, and as they are needed for a few", async () => {
-  const input = (count: number): string => Array.from({ length: count }, (_, i) => plain(`r${i}`)).join("");
-  const loads = [await runBatch(input(31)), await runBatch(input(32))].map(({ loads }) => loads[0]!.options!.warmUp);
-  assertEquals(loads, [undefined, true]);
+  const input = (count: number, more: object = {}): string =>
+    Array.from({ length: count }, (_, i) => plain(`r${i}`, more)).join("");
+  const warmUp = async (text: string, args: string[] = []): Promise<boolean | undefined> =>
+    (await runBatch(text, { args })).loads[0]!.options!.warmUp;
+  assertEquals([await warmUp(input(31)), await warmUp(input(32))], [undefined, true]);
+  // Warming up would compile programs that none of these runs.
+  assertEquals(await warmUp(input(32), ["--repeat-penalty", "1.2"]), undefined);
+  for (
+    const more of [{ logprobs: 2 }, { presence_penalty: 0.5 }, { frequency_penalty: 0.5 }, { logit_bias: { 7: 1 } }]
+  ) {
+    assertEquals(await warmUp(input(32, more)), undefined);
+  }
+  assertEquals(await warmUp(input(32, { repetition_penalty: 1, logit_bias: {}, top_k: 5 }), ["--temp", "0"]), true);
 });
 
 Deno.test("batch: a line that cannot be run becomes an error, names itself, and stops nothing", async () => {

@@ -123,6 +123,7 @@ Deno.test("a crash of the thread rejects everyone who waits, with the cause", as
   await ended;
   await logits;
   assertEquals(failures.map(({ message }) => message.startsWith("The engine's thread ended")), [true, true]);
+  assertEquals(failures.map(({ message }) => message.includes("Cannot read properties of undefined")), [true, true]);
   await assertRejects(() => engine.logits([1], () => {}), Error, "The engine's thread ended");
   await engine.close(new Error("closed"));
 });
