@@ -5,7 +5,7 @@
  * @module
  */
 import { type Dim, maxOf } from "../tensor/dim.ts";
-import type { Caps, KernelCall } from "../tensor/kernel.ts";
+import type { Caps, KernelCall, Port } from "../tensor/kernel.ts";
 
 /** Parameters of paged attention. */
 export interface PagedAttentionParams {
@@ -21,6 +21,11 @@ export interface PagedAttentionParams {
 
 /** Keys of a tile: part of the order of summation, so the same on every device. */
 export const TILE = 128;
+
+/** The results of attention, four floats at a time, or in codes and scales. */
+export function attendedPorts(quantise: boolean): Port[] {
+  return quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended", width: 4 }];
+}
 
 /** Stands for minus infinity; a difference of two such, scaled, stays finite. */
 export const LOWEST = "-1e37";

@@ -8,7 +8,7 @@
  * @module
  */
 import type { Caps, KernelSource } from "../tensor/kernel.ts";
-import { LOWEST } from "./attention_layout.ts";
+import { attendedPorts, LOWEST } from "./attention_layout.ts";
 import type { Batch } from "./batch_attention_form.ts";
 import { blockFunctions, octet, quantiseOctet } from "./quantise_wgsl.ts";
 import { indices, repeat } from "./unroll.ts";
@@ -267,7 +267,7 @@ export function batchWgsl(
   const { keysPerLane, unitsAhead, valuesAhead, lanes, tile, units, slices } = batch;
   const bound = (count: number): string => `min(groups.x * ${count}u, ${count}u)`;
   return {
-    outputs: quantise ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }] : [{ name: "attended", width: 4 }],
+    outputs: attendedPorts(quantise),
     workgroupSize: [lanes, 1, 1],
     subgroups: true,
     declarations: declarations(batch, ownToken) + (quantise ? blockFunctions(lanes, caps) : ""),

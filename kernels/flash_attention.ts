@@ -20,8 +20,8 @@
  * @module
  */
 import { maxOf } from "../tensor/dim.ts";
-import type { Caps, Kernel, KernelCall } from "../tensor/kernel.ts";
-import { kernelNode, type Node, output, outputTypes, rewrittenKernel } from "../tensor/node.ts";
+import type { Caps, Kernel, KernelCall, RewriteContext } from "../tensor/kernel.ts";
+import { type Node, output, outputTypes, rewrittenKernel } from "../tensor/node.ts";
 import { pagedAttentionKernel, type PagedAttentionParams } from "./attention.ts";
 import { sizesOf } from "./attention_layout.ts";
 import { flashWgsl } from "./flash_attention_wgsl.ts";
@@ -70,6 +70,21 @@ export function outputsOf(node: Node): Node[] {
   return node.op === "kernel" ? outputTypes(node).map((_, i) => output(node, i)) : [node];
 }
 
+/** A kernel that stores its results in codes, and so those of single queries, which come from input `given` on where they come. */
+export function inCodes<P extends { readonly quantise?: boolean }>(
+  kernel: Kernel<P>,
+  given: number,
+  inputs: readonly Node[],
+  params: P,
+  context: RewriteContext,
+): Node | undefined {
+  if (params.quantise) return undefined;
+  const quantised = { ...params, quantise: true }, singles = inputs[given];
+  if (singles?.op !== "kernel") return rewrittenKernel(kernel, inputs, quantised);
+  const codes = singles.kernel.withQuantise32?.(singles.src, singles.params, context);
+  return codes && rewrittenKernel(kernel, [...inputs.slice(0, given), ...outputsOf(codes)], quantised);
+}
+
 /**
  * Attention by tiles as a kernel: inputs and output are those of `pagedAttentionKernel`, or the output in codes and scales. With
  * `singlesGiven`, results of the same types follow the inputs, and become the outputs in place; then parts of long contexts
@@ -96,11 +111,5 @@ export const flashAttentionKernel: Kernel<FlashParams> = {
     return keepRows(results, inputs.slice(6), rows, maxOf(call.inputs[0]!.shape[0]!));
   },
   updates: ({ params: { singlesGiven, quantise } }) => !singlesGiven ? [] : quantise ? [6, 7] : [6],
-  withQuantise32(inputs, params, context) {
-    if (params.quantise) return undefined;
-    const quantised = { ...params, quantise: true }, singles = inputs[6];
-    if (singles?.op !== "kernel") return kernelNode(flashAttentionKernel, inputs, quantised);
-    const codes = singles.kernel.withQuantise32?.(singles.src, singles.params, context);
-    return codes && rewrittenKernel(flashAttentionKernel, [...inputs.slice(0, 6), ...outputsOf(codes)], quantised);
-  },
+  withQuantise32: (inputs, params, context) => inCodes(flashAttentionKernel, 6, inputs, params, context),
 };

@@ -5,12 +5,12 @@
  * @module
  */
 import { type Caps, dimWgsl, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
-import { LOWEST, type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
+import { attendedPorts, LOWEST, type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
 import { rowsWgsl } from "./attention_wgsl.ts";
 import { joinText, storeText } from "./flash_finish_wgsl.ts";
 import { type Flash, type FlashForm, flashOf, type FlashParams } from "./flash_form.ts";
 import { blockFunctions } from "./quantise_wgsl.ts";
-import { mergePartsWgsl, mostPartsOf, partPorts, partsWgsl } from "./single_parts.ts";
+import { mergePartsWgsl, mostPartsOf, partsWgsl, singlePorts } from "./single_parts.ts";
 import { indices, repeat } from "./unroll.ts";
 
 /** A maximum over no key: above that of hidden keys, so that their weights are 0 all the same. */
@@ -295,16 +295,10 @@ export function flashWgsl(call: KernelCall<FlashParams>, form: FlashForm, caps: 
   ${storeText(flash, quantise, caps)}`;
   // The last queries see the most keys: they come first, so that no long tile is left alone at the end.
   const tile = "groups.y * groups.z - 1u - workgroup.z * groups.y - workgroup.y";
-  const parts = partPorts(sizes, call.params.blockSize);
-  const outputs: Port[] = quantise
-    ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }]
-    : [{ name: "attended", width: 4 }];
+  const singles = singlesGiven ? singlePorts(quantise, mostPartsOf(sizes, call.params.blockSize)) : [];
   return {
-    inputs: [
-      ...attentionPorts,
-      ...(singlesGiven ? [...outputs.map((port) => ({ ...port, name: `single_${port.name}` })), ...parts] : []),
-    ],
-    outputs,
+    inputs: [...attentionPorts, ...singles],
+    outputs: attendedPorts(quantise),
     workgroupSize: [threads * slices, 1, 1],
     subgroups: true,
     declarations: declarations(flash) + (quantise ? blockFunctions(threads * slices, caps) : ""),

@@ -8,19 +8,19 @@
  * @module
  */
 import { type Dim, maxOf } from "../tensor/dim.ts";
-import { type Caps, dimWgsl, type Kernel, type KernelCall, type KernelSource, type Port } from "../tensor/kernel.ts";
+import { type Caps, dimWgsl, type Kernel, type KernelCall, type KernelSource } from "../tensor/kernel.ts";
 import { type Node, rewrittenKernel } from "../tensor/node.ts";
-import { type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
+import { attendedPorts, type PagedAttentionParams, sizesOf } from "./attention_layout.ts";
 import { sequenceWgsl } from "./attention_merge_layout.ts";
 import { eachRow } from "./attention_reference.ts";
-import { flashForm, outputsOf } from "./flash_attention.ts";
+import { flashForm, inCodes, outputsOf } from "./flash_attention.ts";
 import { keepRows } from "./flash_form.ts";
 import { type FlashParts, flashPartsKernel, flashPartsOf, partsOfRow } from "./flash_parts.ts";
 import { rowPartsWgsl } from "./flash_parts_wgsl.ts";
 import { blockFunctions, octet, quantiseOctet } from "./quantise_wgsl.ts";
 import { quantise32Kernel } from "./quantise.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
-import { mergedPartsWgsl, partsWgsl } from "./single_parts.ts";
+import { mergedPartsWgsl, partsWgsl, singlePorts } from "./single_parts.ts";
 
 /** Parameters of the merge. */
 export interface FlashMergeParams {
@@ -88,15 +88,10 @@ function partsText(call: Call): string {
 
 /** The shader: an octet of a row a lane. Rows that see no key have no parts, and give zeros. */
 function wgsl(call: Call, caps: Caps): KernelSource {
-  const { rows, sequences, heads, headDim, singleParts } = mergeSizesOf(call), { quantise, singlesGiven } = call.params;
+  const { rows, sequences, heads, headDim, singleParts } = mergeSizesOf(call);
+  const { quantise = false, singlesGiven } = call.params;
   const octets = headDim / octet, all = heads * octets;
-  const outputs: Port[] = quantise
-    ? [{ name: "codes", width: 2 }, { name: "scales", width: 2 }]
-    : [{ name: "attended", width: 4 }];
-  const singles: Port[] = [
-    ...outputs.map((port) => ({ ...port, name: `single_${port.name}` })),
-    ...(singleParts > 1 ? [{ name: "part_values", width: 4 }, { name: "part_sums", width: 2 }] as const : []),
-  ];
+  const singles = singlesGiven ? singlePorts(quantise, singleParts) : [];
   const store = quantise ? quantiseOctet(`row * ${all}u + at`, `at < ${all}u`, caps) : `if (at < ${all}u) {
     store_attended((row * ${all}u + at) * 2u, low);
     store_attended((row * ${all}u + at) * 2u + 1u, high);
@@ -104,11 +99,11 @@ function wgsl(call: Call, caps: Caps): KernelSource {
   return {
     inputs: [
       ...[{ name: "flash_values", width: 4 }, { name: "flash_sums", width: 2 }] as const,
-      ...[{ name: "query_start" }, { name: "context_lens" }, ...(singlesGiven ? singles : [])],
+      ...[{ name: "query_start" }, { name: "context_lens" }, ...singles],
     ],
-    outputs,
+    outputs: attendedPorts(quantise),
     workgroupSize: [lanes, 1, 1],
-    subgroups: quantise === true && caps.subgroups,
+    subgroups: quantise && caps.subgroups,
     declarations: quantise ? blockFunctions(lanes, caps) : "",
     main: `${rowWgsl(dimWgsl(rows))}
   ${sequenceWgsl(sequences)}
@@ -171,13 +166,7 @@ export const flashMergeKernel: Kernel<FlashMergeParams> = {
     return { flops: 2 * elements * call.params.parts.most, bytes: 4 * elements * (call.params.parts.most + 1) };
   },
   updates: ({ params: { singlesGiven, quantise } }) => !singlesGiven ? [] : quantise ? [4, 5] : [4],
-  withQuantise32(inputs, params, context) {
-    if (params.quantise) return undefined;
-    const quantised = { ...params, quantise: true }, singles = inputs[4];
-    if (singles?.op !== "kernel") return rewrittenKernel(flashMergeKernel, inputs, quantised);
-    const codes = singles.kernel.withQuantise32?.(singles.src, singles.params, context);
-    return codes && rewrittenKernel(flashMergeKernel, [...inputs.slice(0, 4), ...outputsOf(codes)], quantised);
-  },
+  withQuantise32: (inputs, params, context) => inCodes(flashMergeKernel, 4, inputs, params, context),
 };
 
 /**

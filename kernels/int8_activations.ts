@@ -184,7 +184,7 @@ export function activationsOf(
   if (!source) {
     const shared = tokens > 1 && caps.joinedLanes !== undefined && hasRoom(tokens, columns);
     return shared && sharing >= leastSharing
-      ? { ...own, ports: memoryPorts, loads: "", rest: copyCodes(use), last: "" }
+      ? { ...own, ports: memoryPorts, loads: "", rest: copyCodes(use) }
       : fromMemory;
   }
   const store = { codes: "keep_codes", scales: "keep_scales" };
@@ -196,7 +196,7 @@ export function activationsOf(
     const { loads, rest } = normaliseWgsl({ columns, lanes: each, rows: tokens, eps, ...rows, store }, caps);
     const ports: Port[] = [{ name: "x", width: 4 }, { name: "weight", width: 4 }];
     const declarations = normaliseDeclarations(lanes) + own.declarations;
-    return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n`, last: "" };
+    return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n` };
   }
   const call: KernelCall<MergeParams> = { params: source.params, inputs: types.slice(0, 4), outputs: [] };
   const { loads, rest } = mergeOctetsWgsl(mergeSizesOf(call), source.params, { rows: tokens, lanes, store }, caps);
@@ -204,14 +204,14 @@ export function activationsOf(
     ...[{ name: "sums", width: 4 }, { name: "stats", width: 2 }] as const,
     ...[{ name: "query_start" }, { name: "context_lens" }],
   ];
-  return { ...own, ports, loads, rest: `${rest}\nworkgroupBarrier();\n`, last: "" };
+  return { ...own, ports, loads, rest: `${rest}\nworkgroupBarrier();\n` };
 }
 
 /**
  * Workgroup memory for the codes and scales of tokens. Quarters of blocks lie apart, so that neighbours, which read one quarter of
  * neighbouring blocks, use all banks.
  */
-function ownCodes({ columns, tokens }: ActivationsUse): Pick<Activations, "declarations" | "block"> {
+function ownCodes({ columns, tokens }: ActivationsUse): Pick<Activations, "declarations" | "block" | "last"> {
   const octets = columns / 8, blocks = columns / 32, scales = tokens * octets;
   const declarations = `var<workgroup> own_codes: array<vec2u, ${scales + tokens * blocks}>;
 fn keep_codes(at: u32, words: vec2u) {
@@ -225,6 +225,7 @@ fn keep_scales(at: u32, scale: vec2f) { own_codes[${scales}u + at] = bitcast<vec
     `own_codes[${token * octets + i * blocks}u + ${at}]`;
   return {
     declarations,
+    last: "",
     block: (token, at) =>
       `let low = vec4u(${quarter(token, 0, at)}, ${quarter(token, 1, at)});\n` +
       `let high = vec4u(${quarter(token, 2, at)}, ${quarter(token, 3, at)});\n` +

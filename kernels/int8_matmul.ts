@@ -40,7 +40,14 @@ import { rowsOutputs, rowsSource } from "./int8_rows.ts";
 import { tilesSource } from "./int8_tiles.ts";
 import { hasBlocksForm, type Int8Form, int8Form, type Int8Size, storesSums } from "./int8_variants.ts";
 import { affinePairs, hasInt8Form, type Int8Product } from "./int8_weight.ts";
-import { activationBlock, codeOrder, quantise32, quantiseActivations, type QuantisedActivations } from "./quantise.ts";
+import {
+  activationBlock,
+  codeOrder,
+  quantise32,
+  quantise32Kernel,
+  quantiseActivations,
+  type QuantisedActivations,
+} from "./quantise.ts";
 import { linear } from "./quantised_matmul.ts";
 import { argmaxReference } from "./sampling_reference.ts";
 import { unpackCodes } from "./quantised_reference.ts";
@@ -217,13 +224,10 @@ function infer(inputs: readonly TensorType[], params: Int8Params): TensorType[] 
     const shape = [tokens, Math.ceil(outputs / greatestOf)];
     return [{ dtype: "f32", shape }, { dtype: "i32", shape }];
   }
-  const y: TensorType = { dtype: "f32", shape: [tokens, outputs] }, blocks = outputs / activationBlock;
-  const codes: TensorType[] = [
-    { dtype: "u32", shape: [tokens, outputs / 4] },
-    { dtype: "f32", shape: [tokens, blocks, 2] },
-  ];
-  if (sums) return [y, ...codes, { dtype: "f32", shape: [tokens, blocks] }];
-  return quantise ? codes : [y];
+  const y: TensorType = { dtype: "f32", shape: [tokens, outputs] };
+  if (!quantise && !sums) return [y];
+  const codes = quantise32Kernel.infer([y], null);
+  return sums ? [y, ...codes, { dtype: "f32", shape: [tokens, outputs / activationBlock] }] : codes;
 }
 
 /** A product with what makes its activations, or with what a product before it has stored in place of a norm. */

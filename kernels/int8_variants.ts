@@ -228,10 +228,10 @@ function blocksForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
   return { ...form, rows: 2, tokens: servedTokens(maxTokens), lanes: Math.min(8, most), groups: 32 };
 }
 
-/** Whether neighbours of a subgroup have whole blocks of 32 outputs between them: 8 four each, 16 two, 32 one. */
-function storesCodes({ rows, threadRows }: TileForm, { subgroupSize }: Caps): boolean {
+/** Whether neighbours of a subgroup have whole blocks of 32 outputs between them, of so many each: 8 four, 16 two, 32 one. */
+function hasWholeBlocks({ rows, threadRows }: TileForm, outputs: number, { subgroupSize }: Caps): boolean {
   const across = rows / threadRows;
-  return across >= 8 && across <= Math.min(32, subgroupSize) && threadRows / 2 % (32 / across) === 0;
+  return across >= 8 && across <= Math.min(32, subgroupSize) && outputs % (32 / across) === 0;
 }
 
 /** Workgroups of 32 outputs that keep a GPU busy, and that are resident at once. */
@@ -255,22 +255,22 @@ function sumsForm(caps: Caps, { maxTokens }: Int8Size): RowsForm {
   return { ...sliced(shape, 512), tokens: servedTokens(maxTokens) };
 }
 
-/** Whether products store sums in codes: in tiles neighbours have whole blocks of 32 between them, as their threads have. */
+/** Whether products store sums in codes. */
 export function storesSums(caps: Caps, size: Int8Size): boolean {
-  const { cpu, subgroups, subgroupSize } = caps, { maxTokens, rows } = size;
+  const { cpu, subgroups } = caps, { maxTokens, rows } = size;
   if (cpu || !subgroups || rows % 32 !== 0) return false;
   if (maxTokens <= mostRowsTokens) {
     const { tokens } = sumsForm(caps, size), groups = Math.ceil(maxTokens / tokens) * rows / 32;
     return caps.joinedLanes === undefined && groups >= leastSumGroups && groups <= mostSumGroups;
   }
   if (maxTokens > mostSumTokens) return false;
-  const form = tileForm(caps, size), across = form.rows / form.threadRows;
-  return across >= 8 && across <= Math.min(32, subgroupSize) && form.threadRows % (32 / across) === 0;
+  const form = tileForm(caps, size);
+  return hasWholeBlocks(form, form.threadRows, caps);
 }
 
 /** The tile form of a product that stores codes. */
 function blocksTile(caps: Caps, size: Int8Size): TileForm {
-  const storing = tileFormsOf(caps, size).find((form) => storesCodes(form, caps));
+  const storing = tileFormsOf(caps, size).find((form) => hasWholeBlocks(form, form.threadRows / 2, caps));
   return storing ?? { kind: "tile", tokens: 32, rows: 64, threadTokens: 4, threadRows: 8, slices: 1 };
 }
 

@@ -21,6 +21,7 @@ import {
 } from "../tensor/kernel.ts";
 import { kernelNode, type Node, output } from "../tensor/node.ts";
 import { isWide, wideGrid, wideWgsl } from "./kv_write_wide.ts";
+import { inverseRms } from "./norm.ts";
 import { anglesWgsl, checkRotation, pairOf, pairWgsl, type RopeParams } from "./rope.ts";
 import { rowGrid, rowWgsl } from "./row_grid.ts";
 
@@ -140,7 +141,7 @@ function rmsWgsl(headDim: number, eps: number, lanes: number): string {
   partial[lane] = squares;
   workgroupBarrier();
   let sum = ${Array.from({ length: lanes }, (_, i) => `partial[${i}]`).join(" + ")};
-  let inverse_rms = inverseSqrt(max(fma(sum, ${1 / headDim}, ${eps}), 1.2e-38));`;
+  let inverse_rms = ${inverseRms("sum", headDim, eps)};`;
 }
 
 function fusedWgsl(call: KernelCall<RopeAndWriteKvParams>, caps: Caps): KernelSource {

@@ -14,7 +14,7 @@
  */
 import type { Caps, Kernel, Port, RewriteContext } from "../tensor/kernel.ts";
 import { type Node, output } from "../tensor/node.ts";
-import { rmsNormKernel, type RmsNormParams } from "./norm.ts";
+import { inverseRms, rmsNormKernel, type RmsNormParams } from "./norm.ts";
 import { activationBlock, quantise32Kernel, rmsNormQuantise32Kernel } from "./quantise.ts";
 import { indices } from "./unroll.ts";
 
@@ -92,9 +92,7 @@ ${all ? indices(turns).map(load).join("") : ""}`,
   ${all ? "" : `for (var i = squares_part; i < ${blocks}u; i += ${each}u) { total += squares(squares_row + i); }`}
   ${distances.map((distance) => `total += subgroupShuffleXor(total, ${distance}u);`).join(" ")}
   if (squares_token < ${tokens}u && squares_part == 0u) {
-    inverses[squares_token] = inverseSqrt(max(fma(total, ${
-      1 / columns
-    }, ${eps}), 1.2e-38)); // a row of zeros gives zeros
+    inverses[squares_token] = ${inverseRms("total", columns, eps)};
   }
 }
 `,

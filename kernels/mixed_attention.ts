@@ -35,7 +35,7 @@ import { attentionPorts } from "./flash_attention_wgsl.ts";
 import { flashInParts } from "./flash_merge.ts";
 import { type FlashParams, singleRows } from "./flash_form.ts";
 import { rowGrid } from "./row_grid.ts";
-import { mostPartsOf, partPorts, partRangeWgsl, partTypes } from "./single_parts.ts";
+import { mostPartsOf, partPorts, partRangeWgsl, partTypes, singlePorts } from "./single_parts.ts";
 import { repeat } from "./unroll.ts";
 
 type Call = KernelCall<FlashParams>;
@@ -89,7 +89,7 @@ function wgsl(call: Call, caps: Caps): KernelSource {
   const pool = { width: 4, raw: true } as const;
   return {
     ...source,
-    outputs: [...source.outputs, ...partPorts(sizes, blockSize)],
+    outputs: [...source.outputs, ...partPorts(most)],
     inputs: [
       ...[{ name: "q", width: 4 }, { name: "keys", ...pool }, { name: "values", ...pool }] as const,
       ...[{ name: "query_start" }, { name: "context_lens" }, { name: "block_tables" }],
@@ -130,7 +130,7 @@ export const singleAttentionKernel: Kernel<FlashParams> = {
 
 /** Most storage buffers of a dispatch: inputs, results in codes and scales, and parts. */
 function mostBuffers(call: Call): number {
-  return attentionPorts.length + 2 + partPorts(sizesOf(call), call.params.blockSize).length;
+  return attentionPorts.length + singlePorts(true, mostPartsOf(sizesOf(call), call.params.blockSize)).length;
 }
 
 /**

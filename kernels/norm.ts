@@ -26,6 +26,11 @@ function sizes(call: KernelCall<RmsNormParams>): { rows: Dim; columns: number } 
   return { rows, columns };
 }
 
+/** WGSL of 1 / sqrt(mean + eps), by the sum of squares of so many columns; a row of zeros gives zeros. */
+export function inverseRms(squares: string, columns: number, eps: number): string {
+  return `inverseSqrt(max(fma(${squares}, ${1 / columns}, ${eps}), 1.2e-38))`;
+}
+
 /** Lanes of a row's workgroup. A CPU runs lanes one subgroup after the other: one is enough. */
 function lanesOf(columns: number, caps: Caps): number {
   if (caps.cpu) return 8;
@@ -56,7 +61,7 @@ function wgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
   for (var i = 0u; i < ${lanes}u; i += 8u) {
     ${Array.from({ length: 8 }, (_, i) => `sum += partial[i + ${i}u];`).join(" ")}
   }
-  let inverse = inverseSqrt(max(fma(sum, ${1 / columns}, ${call.params.eps}), 1.2e-38)); // a row of zeros gives zeros
+  let inverse = ${inverseRms("sum", columns, call.params.eps)};
   for (var i = lane; i < ${count}u; i += ${lanes}u) {
     store_y(base + i, x(base + i) * inverse * weight(i));
   }`,

@@ -5,6 +5,7 @@
  * @module
  */
 import type { Caps } from "../tensor/kernel.ts";
+import { inverseRms } from "./norm.ts";
 
 /** A block whose greatest magnitude is at most this counts as zeros: 127 / max has to be finite. */
 export const smallestMax = 1e-30;
@@ -135,7 +136,7 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
     let high = ${name}_high * inverse * ${name}_weight_high;
     ${quantiseOctet(`${to} + ${at}`, `${at} < ${octets}u`, caps, store)}`;
   const inverse = `${addUp(lanes, rows, caps)}
-    let inverse = inverseSqrt(max(fma(total, ${1 / columns}, ${eps}), 1.2e-38)); // a row of zeros gives zeros\n`;
+    let inverse = ${inverseRms("total", columns, eps)};\n`;
   if (turns > keptOctets) {
     return {
       loads: `${team}var squares = 0.0;\n`,

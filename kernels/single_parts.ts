@@ -12,7 +12,7 @@
 import { maxOf } from "../tensor/dim.ts";
 import type { Caps, Port, TensorType } from "../tensor/kernel.ts";
 import type { PagedAttentionParams, Sizes } from "./attention_layout.ts";
-import { LOWEST } from "./attention_layout.ts";
+import { attendedPorts, LOWEST } from "./attention_layout.ts";
 import { octet, quantiseOctet } from "./quantise_wgsl.ts";
 import { repeat } from "./unroll.ts";
 
@@ -39,10 +39,13 @@ export function partTypes(sizes: Sizes, blockSize: number): TensorType[] {
 }
 
 /** Ports of {@linkcode partTypes}. */
-export function partPorts(sizes: Sizes, blockSize: number): Port[] {
-  return mostPartsOf(sizes, blockSize) === 1
-    ? []
-    : [{ name: "part_values", width: 4 }, { name: "part_sums", width: 2 }];
+export function partPorts(most: number): Port[] {
+  return most === 1 ? [] : [{ name: "part_values", width: 4 }, { name: "part_sums", width: 2 }];
+}
+
+/** Ports of what attention of single queries gives, results and parts, where they are inputs. */
+export function singlePorts(quantise: boolean, most: number): Port[] {
+  return [...attendedPorts(quantise).map((port) => ({ ...port, name: `single_${port.name}` })), ...partPorts(most)];
 }
 
 /** WGSL of how many parts a context of `keys` has. */
