@@ -1,12 +1,13 @@
 /**
- * Times what everything else is held against: how fast the device copies memory and computes, and how long the host waits for
- * a token id.
+ * Times what everything else is held against: how fast the device copies memory, reads it and computes, and how long the host waits
+ * for a token id.
  *
  * @module
  */
 import { assign, buffer, compile, constant, type Device, map, openDevice, Storage } from "../tensor/mod.ts";
 import { BenchArguments, runBench } from "./arguments.ts";
 import { type Ceilings, measureCeilings } from "./ceilings.ts";
+import { type ReadTiming, timeReadDispatches } from "./reads.ts";
 import { type Result, Results } from "./result.ts";
 import { summarise, type Summary } from "./statistics.ts";
 import { formatNumber as show, formatTable } from "./table.ts";
@@ -17,6 +18,8 @@ const USAGE = "deno task bench:device [--reads=200] [--out=bench/results/FILE.js
 interface DeviceResult extends Result, Ceilings {
   /** Milliseconds from asking for a token id until it is there, a dispatch that writes it having been submitted just before. */
   readonly readback: Summary;
+  /** Dispatches that only read, of the sizes of 7B's larger weights. */
+  readonly reads: readonly ReadTiming[];
 }
 
 /** Milliseconds of each of `reads` reads of 4 bytes; a quarter as many come before. */
@@ -35,21 +38,26 @@ async function timeReads(device: Device, reads: number): Promise<number[]> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  const flags = new BenchArguments(args), reads = flags.number("reads", 200), out = flags.text("out");
+  const flags = new BenchArguments(args), readbacks = flags.number("reads", 200), out = flags.text("out");
   flags.check([]);
   const device = await openDevice();
   const results = new Results<DeviceResult>("device", device.info.description, args, out);
-  const readback = summarise(await timeReads(device, reads));
-  const { bytesPerSecond, flopsPerSecond, integerOpsPerSecond } = results.add({
+  const readback = summarise(await timeReads(device, readbacks));
+  const { bytesPerSecond, flopsPerSecond, integerOpsPerSecond, reads } = results.add({
     ...await measureCeilings(device),
     readback,
+    reads: await timeReadDispatches(device),
   });
   device.close();
   console.error(formatTable(["", "", "min", "max"], [
     ["GB/s copied, read and written", show(bytesPerSecond / 1e9)],
     ["billions of f32 operations a second", show(flopsPerSecond / 1e9)],
     ["billions of operations a second on packed 8-bit integers", show(integerOpsPerSecond / 1e9)],
-    [`ms to read a token id, median of ${reads}`, ...[readback.p50, readback.min, readback.max].map(show)],
+    ...reads.map(({ bytes, microseconds, bytesPerSecond }) => [
+      `GB/s read by a dispatch of ${show(bytes / 1e6)} MB (${show(microseconds)} us)`,
+      show(bytesPerSecond / 1e9),
+    ]),
+    [`ms to read a token id, median of ${readbacks}`, ...[readback.p50, readback.min, readback.max].map(show)],
   ]));
 }
 

@@ -1,7 +1,7 @@
 /**
  * Where an int8 product takes its activations from: codes in memory, or, for few tokens, what a kernel before it would turn
- * into codes. Every workgroup then does that kernel's work for itself, since a dispatch costs more than the repetition. Codes in
- * memory may lack a factor for each token, which the product multiplies its results by (`late_norm.ts`).
+ * into codes. Every workgroup then does that kernel's work for itself, since a dispatch costs more than the repetition. After a norm
+ * codes lack a factor for each token, by which the product multiplies its results (`late_norm.ts`).
  *
  * @module
  */
@@ -14,7 +14,7 @@ import { attentionMergeKernel } from "./decode_attention.ts";
 import { inverseReference, inversesDeclaration, inversesWgsl } from "./late_norm.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rmsNormQuantise32Kernel } from "./quantise.ts";
-import { normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
+import { inverseFunction, normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
 /**
@@ -116,6 +116,12 @@ export function sourceOf(
   return few ? { source: { kind: "merge", params: codes.params as MergeParams }, inputs } : undefined;
 }
 
+/** WGSL of what results of a token of the workgroup are multiplied by: the factor that its codes lack. */
+export function lateFactor(source: Int8Source | undefined, token: string): string | undefined {
+  if (source?.kind === "late") return `inverses[${token}]`;
+  return source?.kind === "norm" ? `inverse_of(${token})` : undefined;
+}
+
 /** How a shader reads its activations. */
 export interface Activations {
   readonly ports: readonly Port[];
@@ -193,9 +199,10 @@ export function activationsOf(
     const rows = tokens === 1
       ? { from: `workgroup.x * ${octets}u`, to: "0u" }
       : { from: `min(token0 + team_row, tokens - 1u) * ${octets}u`, to: `team_row * ${octets}u` };
-    const { loads, rest } = normaliseWgsl({ columns, lanes: each, rows: tokens, eps, ...rows, store }, caps);
+    const text = { columns, lanes: each, rows: tokens, eps, ...rows, store, late: true };
+    const { loads, rest } = normaliseWgsl(text, caps);
     const ports: Port[] = [{ name: "x", width: 4 }, { name: "weight", width: 4 }];
-    const declarations = normaliseDeclarations(lanes) + own.declarations;
+    const declarations = normaliseDeclarations(lanes) + inverseFunction(text, caps) + own.declarations;
     return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n` };
   }
   const call: KernelCall<MergeParams> = { params: source.params, inputs: types.slice(0, 4), outputs: [] };

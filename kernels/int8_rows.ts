@@ -11,7 +11,7 @@ import { siluGateFunction } from "./activation.ts";
 import { type Caps, INPUTS_READY, type KernelSource } from "../tensor/kernel.ts";
 import type { RowsForm } from "./int8_variants.ts";
 import { addDots, floatBits, type Int8Product, type Int8Weight, int8Weight, sumValue } from "./int8_weight.ts";
-import { type Activations, activationsOf, makesCodes } from "./int8_activations.ts";
+import { type Activations, activationsOf, lateFactor, makesCodes } from "./int8_activations.ts";
 import { blockFunctions, quantiseFinished } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 import { outputPorts, sumPorts } from "./late_norm.ts";
@@ -183,8 +183,8 @@ function storeText(
   [first, partner]: readonly string[],
   sum = sumText(product, at),
 ): string {
-  const finish = (value: string): string =>
-    product.source?.kind === "late" ? `${value} * inverses[${at.token}]` : value;
+  const factor = lateFactor(product.source, at.token);
+  const finish = (value: string): string => factor === undefined ? value : `${value} * ${factor}`;
   const value = product.gate ? `silu_gate(${finish(first!)}, ${finish(partner!)})` : finish(first!);
   const own = `${at.token} * ${rowsOutputs(product, form)}u + ${at.output}`;
   if (product.sums) {

@@ -81,20 +81,26 @@ export function quantiseFinished(start: string, at: string, inside: string, caps
 /** Octets that an invocation of the fused norm keeps in registers; longer rows are read twice. */
 const keptOctets = 4;
 
-/** WGSL that adds up `squares` over the lanes of a row, into `total`. */
-function addUp(lanes: number, rows: number, caps: Caps): string {
-  const parts = caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
-  const first = rows > 1 ? `team_row * ${parts}u + ` : "";
-  const put = parts < lanes
+/** Partial sums of a row's squares in workgroup memory. */
+function partsOf(lanes: number, caps: Caps): number {
+  return caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
+}
+
+/** WGSL that leaves `squares` of the lanes of a row for {@linkcode addUp}, behind a barrier. */
+function putSquares(lanes: number, caps: Caps): string {
+  return partsOf(lanes, caps) < lanes
     ? `let together = subgroupAdd(squares);
     if (subgroupLane == 0u) { partial_squares[subgroup] = together; }`
     : "partial_squares[lane] = squares;";
+}
+
+/** WGSL that adds up the squares of row `row`, into `total`. */
+function addUp(lanes: number, row: string | undefined, caps: Caps): string {
+  const parts = partsOf(lanes, caps), first = row === undefined ? "" : `${row} * ${parts}u + `;
   const terms = (count: number, from: string): string =>
     Array.from({ length: count }, (_, i) => `total += partial_squares[${first}${from}${i}u];`).join(" ");
   const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
-  return `${put}
-    workgroupBarrier();
-    var total = 0.0;
+  return `var total = 0.0;
     ${sum}`;
 }
 
@@ -112,6 +118,8 @@ export interface NormaliseText {
   readonly from: string;
   readonly to: string;
   readonly store: QuantisedStore;
+  /** Whether codes and scales lack the factor, which {@linkcode inverseFunction} gives behind a barrier (`late_norm.ts`). */
+  readonly late?: boolean;
 }
 
 /**
@@ -121,7 +129,7 @@ export interface NormaliseText {
  * @returns `loads`, which waits for nothing, and `rest`. Columns stay in registers where a row is short, else they are read twice.
  */
 export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string; rest: string } {
-  const { columns, lanes, rows = 1, eps, from, to, store } = text, octets = columns / octet;
+  const { columns, lanes, rows = 1, eps, from, to, store, late = false } = text, octets = columns / octet;
   const turns = Math.ceil(octets / lanes), member = rows > 1 ? "row_lane" : "lane";
   const team = rows > 1 ? `let team_row = lane / ${lanes}u;\nlet row_lane = lane % ${lanes}u;\n` : "";
   const load = (name: string, at: string): string =>
@@ -131,12 +139,28 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
     let ${name}_weight_high = weight(2u * ${at} + 1u);\n`;
   // Multiply-adds are written as fma: no compiler may join them in one way here and in another where dispatches are joined.
   const square = (name: string): string => `add_up(fma(${name}_low, ${name}_low, ${name}_high * ${name}_high))`;
+  const factor = late ? "" : "inverse * ";
   const normed = (name: string, at: string): string => `
-    let low = ${name}_low * inverse * ${name}_weight_low;
-    let high = ${name}_high * inverse * ${name}_weight_high;
+    let low = ${name}_low * ${factor}${name}_weight_low;
+    let high = ${name}_high * ${factor}${name}_weight_high;
     ${quantiseOctet(`${to} + ${at}`, `${at} < ${octets}u`, caps, store)}`;
-  const inverse = `${addUp(lanes, rows, caps)}
+  const put = putSquares(lanes, caps);
+  const inverse = `${put}
+    workgroupBarrier();
+    ${addUp(lanes, rows > 1 ? "team_row" : undefined, caps)}
     let inverse = ${inverseRms("total", columns, eps)};\n`;
+  if (turns > keptOctets && late) {
+    return {
+      loads: `${team}var squares = 0.0;\n`,
+      rest: `for (var turn = 0u; turn < ${turns}u; turn++) {
+      let at = turn * ${lanes}u + ${member};
+      let inside = min(at, ${octets - 1}u);
+      ${load("v", "inside")} squares += select(0.0, ${square("v")}, at < ${octets}u);
+      ${normed("v", "at")}
+    }
+    ${put}`,
+    };
+  }
   if (turns > keptOctets) {
     return {
       loads: `${team}var squares = 0.0;\n`,
@@ -158,9 +182,20 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
     loads: team + each((name, at) => load(name, clamped(at))),
     rest: `var squares = 0.0;
     ${each((name, at) => `squares += select(0.0, ${square(name)}, ${at} < ${octets}u);\n`)}
-    ${inverse}
+    ${late ? put : inverse}
     ${each((name, at) => `{ ${normed(name, at)} }\n`)}`,
   };
+}
+
+/** WGSL of `inverse_of`, the factor that codes of a row of the workgroup lack where {@linkcode normaliseWgsl} is `late`. */
+export function inverseFunction(
+  { columns, lanes, rows = 1, eps }: Pick<NormaliseText, "columns" | "lanes" | "rows" | "eps">,
+  caps: Caps,
+): string {
+  return `fn inverse_of(row: u32) -> f32 {
+    ${addUp(lanes, rows > 1 ? "row" : undefined, caps)}
+    return ${inverseRms("total", columns, eps)};
+  }\n`;
 }
 
 /** What {@linkcode normaliseWgsl} needs beside {@linkcode blockFunctions}. */
