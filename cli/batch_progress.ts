@@ -5,13 +5,11 @@
  */
 import type { EngineStats } from "../serving/engine_types.ts";
 import type { BatchCounts } from "./batch_run.ts";
-import { bar, formatDuration, Panel } from "./progress.ts";
+import { bar, formatDuration, LOG_MS, Panel } from "./progress.ts";
 import { formatInteger, formatRate } from "./style.ts";
 import type { Terminal } from "./terminal.ts";
 
 const FRAME_MS = 200;
-/** Minutes of a log without a word look like a program that hangs. */
-const LINE_MS = 10_000;
 const BAR = 24;
 const KV_BAR = 8;
 
@@ -29,7 +27,7 @@ export interface BatchStatus extends BatchCounts {
 /** Shows what `status` says, at once and again and again until disposed. */
 export function showBatch(terminal: Terminal, status: () => BatchStatus): AsyncDisposable {
   if (!terminal.stderr.isTerminal) {
-    const timer = setInterval(() => terminal.stderr.write(`${statusText(status())}\n`).catch(() => {}), LINE_MS);
+    const timer = setInterval(() => terminal.stderr.write(`${statusText(status())}\n`).catch(() => {}), LOG_MS);
     return { [Symbol.asyncDispose]: () => Promise.resolve(clearInterval(timer)) };
   }
   const panel = new Panel(terminal);

@@ -76,7 +76,7 @@ async function measure(
   const aborted = new Promise<undefined>((resolve) => signal.addEventListener("abort", () => resolve(undefined)));
   let sum = 0, predicted = 0, start = 0;
   for (; start < ids.length - 1; start += contextLength) {
-    progress.show(`Measuring: ${formatInteger(start)} of ${formatInteger(ids.length)} tokens`);
+    await progress.report(`Measuring: ${formatInteger(start)} of ${formatInteger(ids.length)} tokens`);
     const window = await Promise.race([model.nll(ids.slice(start, start + contextLength)), aborted]);
     if (signal.aborted || !window) break;
     sum += window.mean * window.count;

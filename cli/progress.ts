@@ -1,5 +1,6 @@
 /**
- * Lines on standard error that say how far something has come, gone when it has ended. Only on a terminal.
+ * Lines on standard error that say how far something has come, gone when it has ended. Elsewhere than on a terminal a line of a log now
+ * and then, where work is long.
  *
  * @module
  */
@@ -12,6 +13,9 @@ const BAR = 24;
 const EIGHTHS = " ▏▎▍▌▋▊▉";
 /** Ten frames a second: more costs time on a slow connection. */
 const FRAME_MS = 100;
+
+/** Milliseconds from one line of a log to the next: minutes without a word look like a program that hangs. */
+export const LOG_MS = 10_000;
 
 /** Lines on standard error that are drawn over, and gone at the end. */
 export class Panel implements AsyncDisposable {
@@ -59,6 +63,8 @@ export class ProgressLine implements AsyncDisposable {
   readonly #files = new Map<string, LoadProgress>();
   #phase: LoadProgress["phase"] | undefined;
   #drawnAt = -Infinity;
+  /** When a log had its last line, or would have had it. */
+  #loggedAt: number | undefined;
 
   constructor(terminal: Terminal) {
     this.#terminal = terminal;
@@ -83,6 +89,16 @@ export class ProgressLine implements AsyncDisposable {
     if (!this.#terminal.stderr.isTerminal || now - this.#drawnAt < FRAME_MS) return;
     this.#drawnAt = now;
     this.#panel.draw([text]);
+  }
+
+  /** Shows a line of long work; where there is no terminal, a log gets one now and then. */
+  async report(text: string): Promise<void> {
+    if (this.#terminal.stderr.isTerminal) return this.show(text);
+    const now = this.#terminal.now();
+    this.#loggedAt ??= now;
+    if (now - this.#loggedAt < LOG_MS) return;
+    this.#loggedAt = now;
+    await this.#terminal.stderr.write(`${text}\n`);
   }
 
   /** Wipes the line. */

@@ -54,9 +54,9 @@ export function number(least: number, most: number = Infinity): ValueReader<numb
 export const share: ValueReader<number> = {
   placeholder: "X",
   read(value) {
-    const part = readNumber(value, 0, 1, "a number");
-    if (part === 0) throw new Error(`needs a number above 0, up to 1, and was given "${value}"`);
-    return part;
+    const part = toNumber(value);
+    if (part > 0 && part <= 1) return part;
+    throw new Error(`needs a number above 0, up to 1, and was given "${value}"`);
   },
 };
 
@@ -143,8 +143,13 @@ export function readSwitch(value: string): boolean {
   throw new Error(`needs 1 or 0, and was given "${value}"`);
 }
 
+/** The number that a text is; NaN where it is none. */
+function toNumber(text: string): number {
+  return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text.trim()) ? Number(text) : NaN;
+}
+
 function readNumber(value: string, least: number, most: number, kind: string): number {
-  const result = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value.trim()) ? Number(value) : NaN;
+  const result = toNumber(value);
   const whole = kind.includes("whole");
   if (Number.isFinite(result) && result >= least && result <= most && (!whole || Number.isSafeInteger(result))) {
     return result;

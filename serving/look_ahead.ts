@@ -1,8 +1,9 @@
 /**
  * Steps that are submitted before earlier ones have been read. A read in this runtime waits for all that was submitted, so what
  * gains is a run: some steps one after another, each taking the tokens of the one before on the device, and one read for all.
- * The first step of the next run is scheduled and encoded while the device works, and submitted as soon as it is done, before the
- * host even takes what was drawn. What ran past a stop is for the engine to discard.
+ * The first steps of the next run are scheduled and encoded while the device works, and submitted as soon as it is done, before the
+ * host even takes what was drawn: one, or as many short ones as last while the host hands that on and encodes the next. What ran
+ * past a stop is for the engine to discard.
  *
  * The steps of a run are submitted in groups, each encoded while the device works on those before; the last goes along with the read.
  *
@@ -34,6 +35,12 @@ export interface LookAheadOptions {
  * to come in lumps.
  */
 const RUN_MS = 24;
+
+/** The first steps of a run last about so many milliseconds, if they are short: what ran past a stop is in vain. */
+const FIRST_MS = 2;
+
+/** Share of a step's time up to which encoding one is surely not what steps wait for. */
+const ENCODED_IN_TIME = 0.75;
 
 /** Submits steps in runs and reads them in order. */
 export class LookAhead {
@@ -74,7 +81,7 @@ export class LookAhead {
     if (steps.length === 0) return [];
     if (this.#submitted === 0) this.#submittedAt = performance.now();
     this.#steps = [];
-    const results = await runner.read(steps, maxSteps > 1 ? () => this.#encodeStep() : undefined);
+    const results = await runner.read(steps, maxSteps > 1 ? () => this.#encodeFirst(steps.length) : undefined);
     const now = performance.now();
     this.#stepMs = (now - this.#submittedAt) / steps.length;
     this.#submitted = this.#steps.length;
@@ -93,14 +100,28 @@ export class LookAhead {
   /** Encodes the steps of a run, and submits all but the last group. */
   #encodeRun(): void {
     const { maxSteps } = this.#options, length = this.#runLength;
-    let full = this.#submitted + this.#groupSize;
+    let full = this.#submitted + this.#groupAfter(this.#submitted);
     while (this.#steps.length === 0 || (this.#steps.length < length && this.#mayFollow)) {
       if (this.#steps.length === full) {
         this.#submit();
-        full += this.#groupSize;
+        full += this.#groupAfter(this.#submitted);
       }
       if (!this.#encodeStep(maxSteps > 1 && this.#steps.length === 0)) return;
     }
+  }
+
+  /** Encodes the first steps of the next run while the device works on `running` steps. Returns whether there are any. */
+  #encodeFirst(running: number): boolean {
+    const most = this.#firstSteps(running);
+    if (!this.#encodeStep()) return false;
+    while (this.#steps.length < most && this.#mayFollow && this.#encodeStep());
+    return true;
+  }
+
+  /** How many are to be encoded: no more than there is time for. Where that is the bottleneck, steps take as long as it does. */
+  #firstSteps(running: number): number {
+    if (this.#stepMs === undefined || !(this.#encodeMs! < this.#stepMs * ENCODED_IN_TIME)) return 1;
+    return Math.min(this.#runLength, Math.floor(FIRST_MS / this.#stepMs), this.#groupAfter(running));
   }
 
   /** Steps of a run. The first has one, which says how long they take. */
@@ -109,11 +130,11 @@ export class LookAhead {
     return Math.max(1, Math.min(this.#options.maxSteps, Math.round(RUN_MS / this.#stepMs)));
   }
 
-  /** Steps of the next group. */
-  get #groupSize(): number {
+  /** Steps of the next group, where `submitted` of the run were. */
+  #groupAfter(submitted: number): number {
     if (this.#stepMs === undefined || this.#encodeMs === undefined) return 1;
     const elapsedMs = performance.now() - this.#submittedAt;
-    return groupSize({ submitted: this.#submitted, elapsedMs, stepMs: this.#stepMs, encodeMs: this.#encodeMs });
+    return groupSize({ submitted, elapsedMs, stepMs: this.#stepMs, encodeMs: this.#encodeMs });
   }
 
   #submit(): void {

@@ -108,12 +108,27 @@ function groupsOf({ groups, runs }: SimulatedRunner): number {
   return all.length - all.findLastIndex((size) => (steps += size) >= runs.at(-1)!);
 }
 
-Deno.test("each group of a run is as large as all before it, where encoding takes little time", async () => {
+Deno.test("a run begins with short steps that were encoded before, and each group is as large as all before it", async () => {
   const simulated = simulate({ step: 0.56, encode: 0.2, read: 0.1, postprocess: 0.2 });
   const numbers = await advance(simulated, 12);
   assertEquals(numbers, numbers.map((_, i) => i + 1));
   assertEquals(simulated.runner.runs.at(-1), 16);
-  assertEquals(lastGroups(simulated), [1, 1, 2, 4, 8]);
+  assertEquals(lastGroups(simulated), [3, 3, 6, 4]);
+  assertEquals(simulated.runner.idleMs, 0);
+});
+
+Deno.test("steps of 2 ms and more are encoded before a run one at a time", async () => {
+  const simulated = simulate({ step: 2.1, encode: 0.2, read: 0.1, postprocess: 0.2 });
+  await advance(simulated, 12);
+  assertEquals(simulated.runner.runs.at(-1), 11);
+  assertEquals(lastGroups(simulated), [1, 1, 2, 4, 3]);
+});
+
+Deno.test("while the host hands a run's tokens on, the device has short steps to do", async () => {
+  const simulated = simulate({ step: 0.56, encode: 0.3, read: 0.1, postprocess: 1.2 });
+  await advance(simulated, 20);
+  simulated.runner.idleMs = 0;
+  await advance(simulated, 100);
   assertEquals(simulated.runner.idleMs, 0);
 });
 

@@ -221,6 +221,8 @@ Deno.test("perplexity: windows of the context's length, weighted by their tokens
   });
   const shown = await runFake(["perplexity", "book.txt"], { files, tty: true, env: { NO_COLOR: "1" } });
   assertStringIncludes(shown.stderr, "\r\x1b[KMeasuring: 0 of 12 tokens\r\x1b[KMeasuring: 8 of 12 tokens\r\x1b[K");
+  const logged = await runFake(["perplexity", "book.txt"], { files: { "book.txt": Array(96).fill("word").join(" ") } });
+  assertEquals(logged.stderr, "Measuring: 80 of 96 tokens\n"); // the clock goes on by a second a window
   const short = [[["book.txt"], '"book.txt"'], [[], "standard input"], [["--token-ids", "7"], "--token-ids"]] as const;
   for (const [args, name] of short) {
     const { code, stderr } = await runFake(["perplexity", ...args], { files: { "book.txt": "word" }, stdin: ["word"] });
