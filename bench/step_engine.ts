@@ -5,6 +5,7 @@
  * @module
  */
 import { seededRandom } from "../kernels/random.ts";
+import { GPU_STEPS } from "../serving/load_engine.ts";
 import type { Device } from "../tensor/mod.ts";
 import { type BenchEngine, openBenchEngine } from "./serve_engine.ts";
 import { steadyRate, submit, timeToFirstToken, type Trace } from "./serve_replay.ts";
@@ -17,7 +18,7 @@ import { randomPrompt } from "./workload.ts";
 export const STEP_TOKENS = 512;
 
 /** Tokens before a sequence's end that are not timed: fewer steps are submitted ahead there. */
-const TAIL = 16;
+const TAIL = GPU_STEPS;
 
 /** What decides how long sequences are. */
 type StepSize = Pick<StepOptions, "batch" | "tokens" | "context" | "chunk" | "steps">;

@@ -57,7 +57,7 @@ export const rowWord = {
 export const rowWords = 12;
 
 /** Most tokens of a row that the host has not read. */
-export const mostInFlight = 32;
+export const mostInFlight = 64;
 
 /**
  * Words of an adjustment: token, whether the history has it, its count in the output, bits of its bias. A token of -1 - s stands for

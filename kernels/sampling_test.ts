@@ -139,8 +139,8 @@ Deno.test("rows survive encoding", () => {
   const { rows: late, adjustments: named } = encodeSamplingRows([{ ...row, inFlight: [1, 0, 1] }]);
   const { history } = decodeSamplingRow(late, 0, named, [4, 9]);
   assertEquals(history, new Map([[3, 2], [4, 1], [9, 2]]));
-  const many = { ...row, inFlight: Array(33).fill(0) };
-  assertThrows(() => encodeSamplingRows([many]), RangeError, "inFlight.length is 33, read tokens before more than 32");
+  const many = { ...row, inFlight: Array(65).fill(0) };
+  assertThrows(() => encodeSamplingRows([many]), RangeError, "inFlight.length is 65, read tokens before more than 64");
   assertThrows(() => encodeSamplingRows([{ topP: 1.5 }]), RangeError, "Cannot sample: topP is 1.5");
 });
 

@@ -25,11 +25,11 @@ export class TokenSlots {
    * A ring that lasts until its tokens have been read.
    *
    * @param maxNumSeqs Most draws of a step.
-   * @param maxSteps Most steps of which nothing has been read when another one is made.
+   * @param maxSteps Most steps of a run. Before it has been read, steps of the next are made.
    */
   constructor(maxNumSeqs: number, maxSteps: number) {
-    if (maxSteps > mostInFlight) {
-      throw new RangeError(`Cannot submit ${maxSteps} steps before one is read: give at most ${mostInFlight}`);
+    if (2 * maxSteps > mostInFlight) {
+      throw new RangeError(`Cannot submit ${maxSteps} steps before one is read: give at most ${mostInFlight / 2}`);
     }
     // A step may name slots of the run before, while its own run draws; and what does not fit at the ring's end leaves a gap.
     this.size = 2 * (maxSteps + 1) * maxNumSeqs;
