@@ -141,6 +141,8 @@ interface Handing {
   readonly ahead: number;
   /** Whether those encoded so far are submitted, and not left to go along with later ones. */
   readonly submits?: () => boolean;
+  /** Steps that are encoded while those before them are read. */
+  readonly first?: number;
   /** Whether what is encoded first of a long step is submitted at once. */
   readonly begins?: () => boolean;
 }
@@ -150,7 +152,7 @@ interface Handing {
  * is copied, and the copy stands in its place from then on.
  */
 async function decode(parts: Parts, count: number, handing: Handing): Promise<number[][]> {
-  const { ahead, submits = () => false, begins = () => false } = handing;
+  const { ahead, first = 0, submits = () => false, begins = () => false } = handing;
   const limits = { contextLength: 64, maxNumSeqs: 4, maxNumBatchedTokens: 8, maxSteps: ahead };
   const runner = new Runner({ ...parts, precision: "exact", ...limits });
   const penalties = { repetitionPenalty: 1.3, presencePenalty: 0.4, frequencyPenalty: 0.2 };
@@ -180,15 +182,23 @@ async function decode(parts: Parts, count: number, handing: Handing): Promise<nu
     const numTokens = scheduled.reduce((sum, item) => sum + item.numTokens, 0);
     return { number: ++number, task: "generate", scheduled, numTokens, copies };
   };
-  while (number < count) {
-    const steps: EncodedStep[] = [];
-    while (steps.length < ahead) {
-      const step = makeStep();
-      steps.push(runner.encode(step, "none", begins()));
+  const encode = (into: EncodedStep[]): void => {
+    const step = makeStep();
+    into.push(runner.encode(step, "none", begins()));
+    for (const { sequence } of step.scheduled) sequence.numInFlight++;
+  };
+  let next: EncodedStep[] = [];
+  while (number < count || next.length > 0) {
+    const steps = next, following: EncodedStep[] = next = [];
+    while (steps.length < ahead && number < count) {
+      encode(steps);
       if (submits()) runner.submit();
-      for (const { sequence } of step.scheduled) sequence.numInFlight++;
     }
-    for (const { drawn } of await runner.read(steps)) {
+    const encodeFirst = (): boolean => {
+      while (following.length < first && number < count) encode(following);
+      return following.length > 0;
+    };
+    for (const { drawn } of await runner.read(steps, encodeFirst)) {
       for (const { sequence, sampled } of drawn) sequence.append(sampled.token);
     }
   }
@@ -199,12 +209,14 @@ async function decode(parts: Parts, count: number, handing: Handing): Promise<nu
 Deno.test("penalties count tokens that nobody has read yet, and steps may be submitted in groups of any size", async () => {
   for (const cpu of [undefined, false] as const) {
     const parts = await openParts(TINY, 64, 16, cpu), { device } = parts;
-    const expected = await decode(parts, 24, { ahead: 1 });
+    const expected = await decode(parts, 48, { ahead: 1 });
     assert(expected.some((tokens) => new Set(tokens).size < tokens.length), "some tokens come again");
     const random = seededRandom(5), before = device.allocated - device.readback.bytes;
-    for (const [ahead, share] of [[2, 1], [3, 0], [8, 0.3], [24, 0.3], [24, 0]] as const) {
+    const ways = [[2, 1, 0], [3, 0, 2], [8, 0.3, 1], [24, 0.3, 0], [24, 0, 24], [32, 0.3, 16]] as const;
+    for (const [ahead, share, first] of ways) {
       const submits = (): boolean => random.uniform() < share;
-      assertEquals(await decode(parts, 24, { ahead, submits }), expected, `${ahead} ahead, ${share} submitted`);
+      const tokens = await decode(parts, 48, { ahead, first, submits });
+      assertEquals(tokens, expected, `${ahead} ahead, ${share} submitted, ${first} encoded before`);
       assertEquals(device.allocated - device.readback.bytes, before);
     }
     device.close();
