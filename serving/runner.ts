@@ -192,8 +192,8 @@ export class Runner {
    * Submits what has been encoded, waits for steps and reads what they drew.
    *
    * @param steps Encoded one after another, and all that was.
-   * @param meanwhile Called while the device works: a step that it encodes is submitted as soon as the others have been read. Returns
-   * whether it encodes one; where not, what a step like the last one runs is encoded.
+   * @param meanwhile Called while the device works: steps that it encodes are submitted as soon as the others have been read. Returns
+   * whether it encodes any; where not, what a step like the last one runs is encoded.
    */
   async read(steps: readonly EncodedStep[], meanwhile: () => boolean = () => false): Promise<StepResult[]> {
     const read: Read = { sampled: [], logits: [] }, parts = this.#partsOf(steps);
