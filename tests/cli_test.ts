@@ -154,7 +154,7 @@ Deno.test("exit code 2: usage errors name the flag and the remedy", async () => 
     [["generate", "-n"], "-n needs a value: write -n N"],
     [["generate", "-n", "--raw"], "-n needs a value: write -n N"],
     [["generate", "-n", "many"], 'needs a whole number of at least 1, and was given "many"'],
-    [["generate", "--top-p", "1.5"], 'needs a number from 0 to 1, and was given "1.5"'],
+    [["generate", "--top-p", "1.5"], 'needs a number above 0, up to 1, and was given "1.5"'],
     [["generate", "--precision=half"], '--precision needs one of exact, fast, and was given "half"'],
     [["generate", "--raw=yes"], "--raw takes no value"],
     [["generate", "Hi", "-p", "Ho"], "PROMPT and --prompt exclude each other"],
