@@ -98,7 +98,7 @@ export class ProgressLine implements AsyncDisposable {
     this.#loggedAt ??= now;
     if (now - this.#loggedAt < LOG_MS) return;
     this.#loggedAt = now;
-    await this.#terminal.stderr.write(`${text}\n`);
+    await this.#terminal.stderr.write(`${text}\n`).catch(() => {});
   }
 
   /** Wipes the line. */

@@ -7,11 +7,8 @@
  * x, a sum with what was there before, stores codes and scales of x ∘ w beside x, and the sum of squares of each block of 32; the
  * product that takes the codes adds these up while its first weights are on their way, and multiplies its results by r.
  *
- * A product that makes its codes from x itself (`int8_activations.ts`) multiplies by r last, too: its workgroups then wait for one
- * another's squares and codes at one barrier in place of two, which is worth 2% of a step of one or eight sequences of a 0.5B model.
- *
- * A product that makes its codes from x itself (`int8_activations.ts`) multiplies by r last, too: its workgroups then meet at one
- * barrier in place of two, which is worth 2% of a step of one or eight sequences of a 0.5B model.
+ * A product that makes its codes from x itself (`int8_activations.ts`) multiplies by r last, too. With subgroups its invocations then wait
+ * for one another's squares and codes at one barrier in place of two, which is worth 2% of a step of one or eight sequences of a 0.5B model.
  *
  * On an H100 an engine decodes 32 sequences of a 0.5B model 9% faster so, and one of a 7B model 4%. Of more than some 48 tokens it is
  * slower: many rows fill the device with their norm, and each tile would have codes to make.

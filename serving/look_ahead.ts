@@ -118,9 +118,12 @@ export class LookAhead {
     return true;
   }
 
-  /** How many are to be encoded: no more than there is time for. Where that is the bottleneck, steps take as long as it does. */
+  /**
+   * How many are to be encoded: no more than there is time for, and one where the run is short. Where encoding is the bottleneck, steps
+   * take as long as it does.
+   */
   #firstSteps(running: number): number {
-    if (this.#stepMs === undefined || !(this.#encodeMs! < this.#stepMs * ENCODED_IN_TIME)) return 1;
+    if (!this.#mayFollow || this.#stepMs === undefined || !(this.#encodeMs! < this.#stepMs * ENCODED_IN_TIME)) return 1;
     return Math.min(this.#runLength, Math.floor(FIRST_MS / this.#stepMs), this.#groupAfter(running));
   }
 
