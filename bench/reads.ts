@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { indices, repeat } from "../kernels/unroll.ts";
 import { buffer, compile, type Device, type Kernel, kernelNode } from "../tensor/mod.ts";
 import { timeProgram } from "./timing.ts";
 
@@ -36,6 +37,7 @@ const TURNS = { cpu: 1, gpu: 8 };
 /** A value that no sum of zeros has: the loads have to be done, and nothing is stored. */
 const IMPOSSIBLE = 1.5;
 
+/** Reads a whole input. Dispatches of different turns differ in nothing else: alike, they would be one. */
 const read: Kernel<{ readonly turn: number }> = {
   name: "read",
   infer: () => [{ dtype: "f32", shape: [4] }],
@@ -44,8 +46,8 @@ const read: Kernel<{ readonly turn: number }> = {
     outputs: [{ name: "y" }],
     workgroupSize: [WORKGROUP, 1, 1],
     main: `  let start = workgroup.x * ${WORKGROUP * PIECES}u + lane;\n` +
-      Array.from({ length: PIECES }, (_, i) => `  let piece${i} = x(start + ${i * WORKGROUP}u);\n`).join("") +
-      `  let sum = dot(${Array.from({ length: PIECES }, (_, i) => `piece${i}`).join(" + ")}, vec4f(1.0));\n` +
+      repeat(PIECES, (i) => `  let piece${i} = x(start + ${i * WORKGROUP}u);\n`) +
+      `  let sum = dot(${indices(PIECES).map((i) => `piece${i}`).join(" + ")}, vec4f(1.0));\n` +
       `  if (sum == ${IMPOSSIBLE}) { store_y(lane & 3u, sum); }`,
   }),
   grid: ({ inputs }) => [4 * (inputs[0]!.shape[0] as number) / WORKGROUP_BYTES, 1, 1],
@@ -58,8 +60,8 @@ export async function timeReadDispatches(device: Device): Promise<ReadTiming[]> 
   const timings: ReadTiming[] = [];
   for (const workgroups of WORKGROUPS) {
     const bytes = workgroups * WORKGROUP_BYTES, count = Math.ceil(ALL_BYTES / bytes);
-    const sources = Array.from({ length: count }, (_, i) => device.storage("f32", [bytes / 4], `source ${i} of reads`));
-    const turns = Array.from({ length: TURNS[device.caps.cpu ? "cpu" : "gpu"] }, (_, turn) => turn);
+    const sources = indices(count).map((i) => device.storage("f32", [bytes / 4], `source ${i} of reads`));
+    const turns = indices(TURNS[device.caps.cpu ? "cpu" : "gpu"]);
     using program = compile(
       device,
       () => turns.flatMap((turn) => sources.map((source) => kernelNode(read, [buffer(source)], { turn }))),

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { penaltiesAreOff } from "../kernels/sampling_rows.ts";
 import { withDefaults } from "../serving/openai_request.ts";
 import type { SamplingOptions } from "../serving/request.ts";
 import { type BatchInput, readBatch } from "./batch_input.ts";
@@ -62,10 +63,8 @@ export async function batch(context: CommandContext): Promise<number> {
 
 /** Whether warming up compiles what a request needs: penalties, biases and log-probabilities have programs of their own. */
 function isWarmedUp(sampling: SamplingOptions): boolean {
-  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0, logitBias = {}, logprobs = false } =
-    sampling;
-  const adjusts = repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
-  return !adjusts && Object.keys(logitBias).length === 0 && logprobs === false;
+  const { logitBias = {}, logprobs = false } = sampling;
+  return penaltiesAreOff(sampling) && Object.keys(logitBias).length === 0 && logprobs === false;
 }
 
 async function readInput({ options, terminal }: CommandContext, path: string): Promise<BatchInput> {

@@ -14,7 +14,7 @@ import { attentionMergeKernel } from "./decode_attention.ts";
 import { inverseReference, inversesDeclaration, inversesWgsl } from "./late_norm.ts";
 import type { RmsNormParams } from "./norm.ts";
 import { rmsNormQuantise32Kernel } from "./quantise.ts";
-import { inverseFunction, normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
+import { normaliseDeclarations, normaliseWgsl } from "./quantise_wgsl.ts";
 import { indices } from "./unroll.ts";
 
 /**
@@ -202,7 +202,7 @@ export function activationsOf(
     const text = { columns, lanes: each, rows: tokens, eps, ...rows, store, late: true };
     const { loads, rest } = normaliseWgsl(text, caps);
     const ports: Port[] = [{ name: "x", width: 4 }, { name: "weight", width: 4 }];
-    const declarations = normaliseDeclarations(lanes) + inverseFunction(text, caps) + own.declarations;
+    const declarations = normaliseDeclarations(text, caps) + own.declarations;
     return { ...own, ports, declarations, loads, rest: `${rest}\nworkgroupBarrier();\n` };
   }
   const call: KernelCall<MergeParams> = { params: source.params, inputs: types.slice(0, 4), outputs: [] };

@@ -156,7 +156,7 @@ function normWgsl(call: KernelCall<RmsNormParams>, caps: Caps): KernelSource {
     outputs: [{ name: "codes", width: 2 }, { name: "scales", width: 2 }],
     workgroupSize: [lanes, 1, 1],
     subgroups: caps.subgroups,
-    declarations: normaliseDeclarations(lanes) + blockFunctions(lanes, caps),
+    declarations: normaliseDeclarations(text, caps) + blockFunctions(lanes, caps),
     main: `
     ${rowWgsl(dimWgsl(rows))}
     ${loads}${rest}`,

@@ -86,22 +86,12 @@ function partsOf(lanes: number, caps: Caps): number {
   return caps.subgroups && caps.subgroupSize <= lanes ? lanes / caps.subgroupSize : lanes;
 }
 
-/** WGSL that leaves `squares` of the lanes of a row for {@linkcode addUp}, behind a barrier. */
+/** WGSL that leaves `squares` of the lanes of a row for `inverse_of`, which a barrier has to come before. */
 function putSquares(lanes: number, caps: Caps): string {
   return partsOf(lanes, caps) < lanes
     ? `let together = subgroupAdd(squares);
     if (subgroupLane == 0u) { partial_squares[subgroup] = together; }`
     : "partial_squares[lane] = squares;";
-}
-
-/** WGSL that adds up the squares of row `row`, into `total`. */
-function addUp(lanes: number, row: string | undefined, caps: Caps): string {
-  const parts = partsOf(lanes, caps), first = row === undefined ? "" : `${row} * ${parts}u + `;
-  const terms = (count: number, from: string): string =>
-    Array.from({ length: count }, (_, i) => `total += partial_squares[${first}${from}${i}u];`).join(" ");
-  const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
-  return `var total = 0.0;
-    ${sum}`;
 }
 
 /** How the columns of a row, or of some rows side by side, are normalised and quantised by a workgroup. */
@@ -118,7 +108,7 @@ export interface NormaliseText {
   readonly from: string;
   readonly to: string;
   readonly store: QuantisedStore;
-  /** Whether codes and scales lack the factor, which {@linkcode inverseFunction} gives behind a barrier (`late_norm.ts`). */
+  /** Whether codes and scales lack the factor, which `inverse_of` gives behind a barrier (`late_norm.ts`). */
   readonly late?: boolean;
 }
 
@@ -126,10 +116,10 @@ export interface NormaliseText {
  * WGSL of RMSNorm and quantisation of rows by a workgroup, from `x` and `weight` (vec4f), in uniform control flow. Declarations of
  * {@linkcode normaliseDeclarations} are needed.
  *
- * @returns `loads`, which waits for nothing, and `rest`. Columns stay in registers where a row is short, else they are read twice.
+ * @returns `loads`, which waits for nothing, and `rest`. Columns stay in registers where a row is short, else they are read again.
  */
 export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string; rest: string } {
-  const { columns, lanes, rows = 1, eps, from, to, store, late = false } = text, octets = columns / octet;
+  const { columns, lanes, rows = 1, from, to, store, late = false } = text, octets = columns / octet;
   const turns = Math.ceil(octets / lanes), member = rows > 1 ? "row_lane" : "lane";
   const team = rows > 1 ? `let team_row = lane / ${lanes}u;\nlet row_lane = lane % ${lanes}u;\n` : "";
   const load = (name: string, at: string): string =>
@@ -147,32 +137,22 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
   const put = putSquares(lanes, caps);
   const inverse = `${put}
     workgroupBarrier();
-    ${addUp(lanes, rows > 1 ? "team_row" : undefined, caps)}
-    let inverse = ${inverseRms("total", columns, eps)};\n`;
-  if (turns > keptOctets && late) {
-    return {
-      loads: `${team}var squares = 0.0;\n`,
-      rest: `for (var turn = 0u; turn < ${turns}u; turn++) {
+    let inverse = inverse_of(${rows > 1 ? "team_row" : "0u"});\n`;
+  if (turns > keptOctets) {
+    const eachTurn = (more: string): string =>
+      `for (var turn = 0u; turn < ${turns}u; turn++) {
       let at = turn * ${lanes}u + ${member};
       let inside = min(at, ${octets - 1}u);
-      ${load("v", "inside")} squares += select(0.0, ${square("v")}, at < ${octets}u);
-      ${normed("v", "at")}
-    }
-    ${put}`,
-    };
-  }
-  if (turns > keptOctets) {
+      ${load("v", "inside")} ${more} ${normed("v", "at")}
+    }\n`;
     return {
       loads: `${team}var squares = 0.0;\n`,
-      rest: `for (var at = ${member}; at < ${octets}u; at += ${lanes}u) {
+      rest: late
+        ? `${eachTurn(`squares += select(0.0, ${square("v")}, at < ${octets}u);`)} ${put}`
+        : `for (var at = ${member}; at < ${octets}u; at += ${lanes}u) {
       let v_low = x(2u * (${from} + at)); let v_high = x(2u * (${from} + at) + 1u); squares += ${square("v")};
     }
-    ${inverse}
-    for (var turn = 0u; turn < ${turns}u; turn++) {
-      let at = turn * ${lanes}u + ${member};
-      let inside = min(at, ${octets - 1}u);
-      ${load("v", "inside")} ${normed("v", "at")}
-    }`,
+    ${inverse} ${eachTurn("")}`,
     };
   }
   const each = (piece: (name: string, at: string) => string): string =>
@@ -187,19 +167,23 @@ export function normaliseWgsl(text: NormaliseText, caps: Caps): { loads: string;
   };
 }
 
-/** WGSL of `inverse_of`, the factor that codes of a row of the workgroup lack where {@linkcode normaliseWgsl} is `late`. */
-export function inverseFunction(
+/**
+ * What {@linkcode normaliseWgsl} needs beside {@linkcode blockFunctions}: `inverse_of` is the factor of the norm of a row of the
+ * workgroup, behind a barrier.
+ */
+export function normaliseDeclarations(
   { columns, lanes, rows = 1, eps }: Pick<NormaliseText, "columns" | "lanes" | "rows" | "eps">,
   caps: Caps,
 ): string {
-  return `fn inverse_of(row: u32) -> f32 {
-    ${addUp(lanes, rows > 1 ? "row" : undefined, caps)}
-    return ${inverseRms("total", columns, eps)};
-  }\n`;
-}
-
-/** What {@linkcode normaliseWgsl} needs beside {@linkcode blockFunctions}. */
-export function normaliseDeclarations(lanes: number): string {
-  return `var<workgroup> partial_squares: array<f32, ${lanes}>;
-fn add_up(squares: vec4f) -> f32 { return (squares.x + squares.y) + (squares.z + squares.w); }\n`;
+  const parts = partsOf(lanes, caps), first = rows > 1 ? `row * ${parts}u + ` : "";
+  const terms = (count: number, from: string): string =>
+    Array.from({ length: count }, (_, i) => `total += partial_squares[${first}${from}${i}u];`).join(" ");
+  const sum = parts <= 16 ? terms(parts, "") : `for (var i = 0u; i < ${parts}u; i += 8u) { ${terms(8, "i + ")} }`;
+  return `var<workgroup> partial_squares: array<f32, ${lanes * rows}>;
+fn add_up(squares: vec4f) -> f32 { return (squares.x + squares.y) + (squares.z + squares.w); }
+fn inverse_of(row: u32) -> f32 {
+  var total = 0.0;
+  ${sum}
+  return ${inverseRms("total", columns, eps)};
+}\n`;
 }

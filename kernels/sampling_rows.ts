@@ -113,7 +113,9 @@ export function encodeSamplingRows(rows: readonly SamplingRow[]): EncodedSamplin
 }
 
 /** Whether the row's penalties change no logit. */
-export function penaltiesAreOff(row: SamplingRow): boolean {
+export function penaltiesAreOff(
+  row: Pick<SamplingRow, "repetitionPenalty" | "presencePenalty" | "frequencyPenalty">,
+): boolean {
   return (row.repetitionPenalty ?? 1) === 1 && (row.presencePenalty ?? 0) === 0 && (row.frequencyPenalty ?? 0) === 0;
 }
 
